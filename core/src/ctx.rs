@@ -1,0 +1,59 @@
+//! What an instruction executes against: one vCPU and the system it shares with the others.
+
+use crate::addr::{GuestTime, Icount};
+use crate::clock::Clock;
+use crate::input::{InputPort, When};
+use crate::machine::board::{Board, BusCtx};
+use crate::mem::Memory;
+use crate::mmu::Mmu;
+use crate::output::OutputSink;
+use crate::vcpu::Vcpu;
+
+/// Everything the vCPUs share.
+pub struct System {
+    /// Instructions retired so far by the whole VM.
+    pub icount: u64,
+    /// The engine leaves its instruction loop at the first boundary with `icount >= limit`. Slow paths that need
+    /// the engine's attention (an interrupt line changed, a store hit translated code) call [`System::end_block`].
+    pub limit: u64,
+    pub mem: Memory,
+    pub mmu: Mmu,
+    pub board: Board,
+    pub clock: Clock,
+    pub input: Box<dyn InputPort>,
+    pub output: Box<dyn OutputSink>,
+}
+
+impl System {
+    /// Makes the engine return to its dispatcher after the current instruction.
+    #[inline]
+    pub fn end_block(&mut self) { self.limit = 0; }
+
+    /// Current point on the run's axis.
+    pub fn when(&self) -> When { When { icount: Icount(self.icount), time: self.clock.now(self.icount) } }
+
+    /// The time a timer register read sees. Under `--clock host` this is a logged input.
+    pub fn read_time(&mut self) -> GuestTime {
+        let when = self.when();
+        self.clock.read(when, &mut *self.input)
+    }
+
+    /// Splits the system into the board and what devices may touch during an access.
+    pub fn bus(&mut self) -> (&mut Board, BusCtx<'_>) {
+        let when = self.when();
+        let bus = BusCtx {
+            when,
+            clock: &mut self.clock,
+            mem: &mut self.mem,
+            input: &mut *self.input,
+            output: &mut *self.output,
+        };
+        (&mut self.board, bus)
+    }
+}
+
+/// One vCPU about to execute, and the system around it. All of `isa` is written against this.
+pub struct Ctx<'a> {
+    pub cpu: &'a mut Vcpu,
+    pub sys: &'a mut System,
+}

@@ -1,0 +1,104 @@
+//! The one door through which everything nondeterministic enters the machine.
+//!
+//! `Live` (host), `Recorder<Live>`, `Player` and `Diverted` implement [`InputPort`] in other crates; the engine has
+//! one call site for each method.
+
+use crate::addr::{GuestTime, Icount};
+
+/// A point of a run: icount orders everything; guest time orders what happens while no instruction retires.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct When {
+    pub icount: Icount,
+    pub time: GuestTime,
+}
+
+/// An asynchronous input.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum InputEvent {
+    /// Bytes arriving at a serial port (0 = COM1).
+    Serial { port: u8, bytes: Vec<u8> },
+    /// A PS/2 set-1 scan-code sequence from the keyboard.
+    Key { bytes: Vec<u8> },
+    /// The power button was pressed.
+    PowerButton,
+    /// An external reset (the machine restarts from its reset state).
+    Reset,
+    /// A non-maskable interrupt sent by the user.
+    Nmi,
+    /// `--clock host` only: guest time moved to `time` and a timer is due.
+    Tick { time: GuestTime },
+    /// A debugger wrote guest-physical memory.
+    WritePhys { gpa: u64, bytes: Vec<u8> },
+    /// A debugger wrote a register; `reg` is a number of [`crate::vcpu::regs`].
+    WriteReg { vcpu: u8, reg: u16, value: u128 },
+}
+
+/// A synchronous question whose answer is nondeterministic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Query {
+    /// Nanoseconds of host time since the machine was started.
+    HostTime,
+    /// Wall-clock time at power-on, seconds since 1970-01-01 UTC.
+    BootWallTime,
+    /// 64 random bits.
+    Random,
+}
+
+/// What [`InputPort::poll`] has to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Poll {
+    /// Nothing now.
+    None,
+    /// Apply this event at the current point, then poll again.
+    Event(InputEvent),
+    /// Somebody wants the VM thread: leave `Vm::run` with `VmExit::Interrupted`. Not an input; changes no state.
+    Interrupt,
+    /// The trace being replayed ends at this point: leave with `VmExit::InputEnded`.
+    End,
+}
+
+/// How an idle wait ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    /// The deadline was reached: guest time becomes the deadline.
+    Deadline,
+    /// An input is ready; guest time becomes `.0` (not after the deadline), then `poll` returns the input.
+    Input(GuestTime),
+    /// The wait was interrupted; guest time does not move.
+    Interrupted,
+    /// The trace ends during this wait.
+    End,
+}
+
+/// The door. Implementations must not depend on how often they are called between two points.
+pub trait InputPort: Send {
+    /// Asks for an asynchronous event at `now`. Called at slice boundaries, after an idle wait, and at every
+    /// point [`InputPort::next_poll`] asked for; at most once more after each event it returns for the same point.
+    fn poll(&mut self, now: When) -> Poll;
+
+    /// The icount at which the engine must call `poll` exactly (a replay's next event); `None`: at its leisure.
+    fn next_poll(&self) -> Option<Icount>;
+
+    /// Answers a synchronous query.
+    fn answer(&mut self, now: When, query: Query) -> u64;
+
+    /// All vCPUs are halted. Waits until `deadline` (guest time; `None`: no timer is armed) or an input.
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle;
+
+    /// The state hash at a hash point. A recorder logs it; a player compares and answers false on a mismatch, which
+    /// makes the engine leave with `VmExit::Diverged`.
+    fn check(&mut self, _now: When, _hash: crate::hash::StateHash) -> bool { true }
+}
+
+/// A port with no inputs at all: idle time is skipped, queries answer zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoInput;
+
+impl InputPort for NoInput {
+    fn poll(&mut self, _now: When) -> Poll { Poll::None }
+    fn next_poll(&self) -> Option<Icount> { None }
+    fn answer(&mut self, _now: When, _query: Query) -> u64 { 0 }
+    fn idle(&mut self, _now: When, deadline: Option<GuestTime>) -> Idle {
+        if deadline.is_some() { Idle::Deadline } else { Idle::End }
+    }
+}

@@ -1,0 +1,133 @@
+//! The instruction set: one row an instruction form, in family files named after the manual's groups.
+//! Owns the row table; decoding is iced-x86's, semantics are the rows' `exec`.
+
+pub mod insn;
+pub mod operand;
+pub mod traits;
+
+// Integer, user level.
+pub mod alu;
+pub mod bits;
+pub mod bmi;
+pub mod branch;
+pub mod data;
+pub mod flagops;
+pub mod muldiv;
+pub mod shift;
+pub mod stack;
+pub mod string;
+// System.
+pub mod farxfer;
+pub mod portio;
+pub mod segload;
+pub mod system;
+// Floating point and SIMD.
+pub mod mmx;
+pub mod sse;
+pub mod x87;
+pub mod xsave;
+
+use crate::ctx::Ctx;
+use crate::exception::{Exception, Exec};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use insn::{ExecFn, Insn};
+use std::sync::LazyLock;
+
+/// How the translator treats a form.
+#[derive(Clone, Copy, Debug)]
+pub enum Translate {
+    /// The block calls `exec`.
+    Call,
+    /// Same ISA: re-encode with registers renamed and the memory operand redirected.
+    Identical,
+}
+
+/// Ends the basic block after this instruction: control transfers, and whatever may change mode, mapping, interrupt
+/// state, or need the engine's attention.
+pub const END: u8 = 1;
+/// LOCK is allowed on this form's memory destination.
+pub const LOCKABLE: u8 = 2;
+
+/// One instruction form.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub code: Code,
+    pub exec: ExecFn,
+    pub translate: Translate,
+    /// [`END`], [`LOCKABLE`].
+    pub attrs: u8,
+}
+
+/// A row executed by `exec`.
+pub const fn row(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Call, attrs: 0 } }
+/// A row that ends its block.
+pub const fn end(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Call, attrs: END } }
+/// A row whose memory form may carry LOCK.
+pub const fn lockable(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Call, attrs: LOCKABLE }
+}
+/// A row translated identically.
+pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Identical, attrs: 0 } }
+
+/// All rows of all families.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    [
+        alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
+        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, mmx::ROWS, sse::ROWS,
+        x87::ROWS, xsave::ROWS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+static TABLE: LazyLock<Vec<Option<&'static Row>>> = LazyLock::new(|| {
+    let mut t = vec![None; Code::values().len()];
+    for r in rows() {
+        if t[r.code as usize].replace(r).is_some() {
+            crate::bug!("two rows for {:?}", r.code);
+        }
+    }
+    t
+});
+
+/// The row of a form, if it is implemented.
+pub fn lookup(code: Code) -> Option<&'static Row> { TABLE[code as usize] }
+
+/// Executes an undefined or unimplemented form: #UD.
+pub fn undefined(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { Err(Exception::ud()) }
+
+/// Executes an instruction longer than 15 bytes: #GP(0).
+pub fn too_long(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { Err(Exception::gp(0)) }
+
+/// Options the guest's CPU decodes with.
+pub const DECODER_OPTIONS: u32 = DecoderOptions::NONE;
+
+/// Result of decoding one instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded {
+    pub insn: Insn,
+    /// Row attributes ([`END`]); an undefined instruction ends its block.
+    pub attrs: u8,
+}
+
+/// Decodes the instruction at `rip` from `bytes`. `None`: more bytes are needed than `bytes` has (fetch the next page).
+pub fn decode(bytes: &[u8], bits: u8, rip: u64) -> Option<Decoded> {
+    let window = &bytes[..bytes.len().min(15)];
+    let mut d = Decoder::with_ip(u32::from(bits), window, rip, DECODER_OPTIONS);
+    let mut i = Instruction::default();
+    d.decode_out(&mut i);
+    if i.is_invalid() {
+        if d.last_error() == iced_x86::DecoderError::NoMoreBytes {
+            if window.len() < 15 {
+                return None;
+            }
+            return Some(Decoded { insn: Insn::new(&i, bits, too_long), attrs: END });
+        }
+        return Some(Decoded { insn: Insn::new(&i, bits, undefined), attrs: END });
+    }
+    let (exec, attrs) = match lookup(i.code()) {
+        Some(r) => (r.exec, r.attrs),
+        None => (undefined as ExecFn, END),
+    };
+    Some(Decoded { insn: Insn::new(&i, bits, exec), attrs })
+}

@@ -1,0 +1,74 @@
+//! Operand access: effective addresses, register-or-memory reads and writes, stack pushes and pops.
+
+use super::insn::Insn;
+use super::traits::Width;
+use crate::ctx::Ctx;
+use crate::exception::{Exception, Exec};
+use crate::vcpu::{Seg, gpr::RSP};
+
+impl Ctx<'_> {
+    /// Effective address of the memory operand: offset within its segment.
+    #[inline(always)]
+    pub fn ea(&self, i: &Insn) -> u64 {
+        let g = &self.cpu.gpr;
+        let index = g[(i.index % 21) as usize] << i.scale;
+        g[(i.base % 21) as usize].wrapping_add(index).wrapping_add(i.disp) & i.addr_mask
+    }
+
+    /// Reads the r/m operand.
+    #[inline(always)]
+    pub fn rm<W: Width>(&mut self, i: &Insn) -> Result<W, Exception> {
+        if i.is_mem() { self.load(i.seg, self.ea(i)) } else { Ok(W::reg(self.cpu, i.rm)) }
+    }
+
+    /// Writes the r/m operand.
+    #[inline(always)]
+    pub fn set_rm<W: Width>(&mut self, i: &Insn, v: W) -> Exec {
+        if i.is_mem() {
+            self.store(i.seg, self.ea(i), v)
+        } else {
+            W::set_reg(self.cpu, i.rm, v);
+            Ok(())
+        }
+    }
+
+    /// Reads the r/m operand that will be written back: a memory fault is a write fault.
+    #[inline(always)]
+    pub fn rmw<W: Width>(&mut self, i: &Insn) -> Result<W, Exception> {
+        if i.is_mem() { self.load_rmw(i.seg, self.ea(i)) } else { Ok(W::reg(self.cpu, i.rm)) }
+    }
+
+    /// Register operand (ModRM.reg).
+    #[inline(always)]
+    pub fn reg<W: Width>(&self, i: &Insn) -> W { W::reg(self.cpu, i.reg) }
+
+    #[inline(always)]
+    pub fn set_reg<W: Width>(&mut self, i: &Insn, v: W) { W::set_reg(self.cpu, i.reg, v) }
+
+    /// Sets the stack pointer, keeping the bits the stack size does not cover.
+    #[inline(always)]
+    pub fn set_sp(&mut self, sp: u64) {
+        let m = self.cpu.mode.stack_mask;
+        let r = &mut self.cpu.gpr[RSP];
+        // A 32-bit stack pointer write clears the upper half (it is a 32-bit register write).
+        *r = if m == 0xffff { (*r & !0xffff) | (sp & 0xffff) } else { sp & m };
+    }
+
+    /// Pushes a value of the width's size onto the current stack.
+    #[inline(always)]
+    pub fn push<W: Width>(&mut self, v: W) -> Exec {
+        let sp = self.cpu.gpr[RSP].wrapping_sub(W::SIZE as u64) & self.cpu.mode.stack_mask;
+        self.store(Seg::Ss as u8, sp, v)?;
+        self.set_sp(sp);
+        Ok(())
+    }
+
+    /// Pops a value of the width's size. RSP is changed only on success.
+    #[inline(always)]
+    pub fn pop<W: Width>(&mut self) -> Result<W, Exception> {
+        let sp = self.cpu.gpr[RSP] & self.cpu.mode.stack_mask;
+        let v = self.load::<W>(Seg::Ss as u8, sp)?;
+        self.set_sp(sp.wrapping_add(W::SIZE as u64));
+        Ok(v)
+    }
+}

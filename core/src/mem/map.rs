@@ -1,0 +1,94 @@
+//! The guest-physical map: which addresses are RAM, ROM or device memory.
+
+use crate::addr::Gpa;
+
+/// What backs a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RegionKind {
+    Ram,
+    Rom,
+}
+
+/// A mapped range. Everything outside all regions is MMIO (and reads as all ones if no device claims it).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    pub start: u64,
+    /// Exclusive.
+    pub end: u64,
+    /// Offset of `start` in the slab.
+    pub offset: u64,
+    pub kind: RegionKind,
+}
+
+/// What an address leads to; RAM and ROM carry the offset in the slab.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    Ram(usize),
+    Rom(usize),
+    Mmio,
+}
+
+/// End of low RAM: the PCI hole is 3 GiB to 4 GiB.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// Start of high RAM.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
+/// Sorted, non-overlapping regions.
+#[derive(Clone, Debug)]
+pub struct MemMap {
+    regions: Vec<Region>,
+    /// RAM size in bytes.
+    pub ram_size: u64,
+}
+
+impl MemMap {
+    /// RAM everywhere up to `size`, with holes at 0xA0000-0xBFFFF (VGA) and 3-4 GiB.
+    pub fn new(size: u64) -> Self {
+        let mut regions = Vec::new();
+        let ram = |start: u64, end: u64, offset: u64| Region { start, end, offset, kind: RegionKind::Ram };
+        let low = size.min(LOW_RAM_END);
+        regions.push(ram(0, low.min(0xa0000), 0));
+        if low > 0xc0000 {
+            regions.push(ram(0xc0000, low, 0xc0000));
+        }
+        if size > LOW_RAM_END {
+            regions.push(ram(HIGH_RAM_START, HIGH_RAM_START + size - LOW_RAM_END, LOW_RAM_END));
+        }
+        Self { regions, ram_size: size }
+    }
+
+    pub fn regions(&self) -> &[Region] { &self.regions }
+
+    /// Replaces what `[start, start+len)` maps to by ROM at slab offset `offset`.
+    pub fn map_rom(&mut self, start: u64, len: u64, offset: u64) {
+        let end = start + len;
+        let mut out = Vec::new();
+        for r in &self.regions {
+            if r.start < start {
+                out.push(Region { end: r.end.min(start), ..*r });
+            }
+            if r.end > end {
+                let s = r.start.max(end);
+                out.push(Region { start: s, offset: r.offset + (s - r.start), ..*r });
+            }
+        }
+        out.push(Region { start, end, offset, kind: RegionKind::Rom });
+        out.retain(|r| r.start < r.end);
+        out.sort_by_key(|r| r.start);
+        self.regions = out;
+    }
+
+    /// What `gpa` leads to.
+    pub fn lookup(&self, gpa: Gpa) -> Target {
+        for r in &self.regions {
+            if gpa.0 >= r.start && gpa.0 < r.end {
+                let off = (gpa.0 - r.start + r.offset) as usize;
+                return match r.kind {
+                    RegionKind::Ram => Target::Ram(off),
+                    RegionKind::Rom => Target::Rom(off),
+                };
+            }
+        }
+        Target::Mmio
+    }
+}

@@ -1,0 +1,111 @@
+//! Guest-physical memory: the host-backed slab, the map from guest-physical addresses onto it, and page flags.
+//! Knows nothing of paging or instructions. Every write to RAM by anyone passes a check of the page's flags.
+
+pub mod map;
+pub mod ram;
+
+pub use map::{MemMap, Region, RegionKind, Target};
+pub use ram::{Pod, Ram};
+
+use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
+
+/// Per-page flags; a page with any of [`page::SLOW`] set has no write entry in any TLB.
+pub mod page {
+    /// Written since the flag was last cleared (state hashing and checkpoints clear it).
+    pub const DIRTY: u8 = 1;
+    /// Holds bytes some decoded or translated block was made from.
+    pub const CODE: u8 = 2;
+    /// Is a guest page table with shadow entries made from it: writes are traced.
+    pub const TABLE: u8 = 4;
+    /// A debugger watches bytes of this page.
+    pub const WATCH: u8 = 8;
+    /// Read-only (ROM): writes are dropped.
+    pub const ROM: u8 = 16;
+    /// A write must take the slow path if one of these is set...
+    pub const SLOW: u8 = CODE | TABLE | WATCH | ROM;
+    // ...or if DIRTY is clear.
+}
+
+/// A write the owner of derived state has to look at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Traced {
+    pub gpa: Gpa,
+    pub len: u32,
+}
+
+/// Guest-physical memory.
+pub struct Memory {
+    pub ram: Ram,
+    pub map: MemMap,
+    /// One byte per page of the slab, see [`page`].
+    pub flags: Vec<u8>,
+    /// AND-mask of physical addresses (A20 gate).
+    pub a20_mask: u64,
+    /// Writes to CODE pages since the engine last drained them.
+    pub code_writes: Vec<Traced>,
+    /// Writes to TABLE pages since the MMU last drained them (drained before the next translation).
+    pub table_writes: Vec<Traced>,
+}
+
+impl Memory {
+    /// RAM of `size` bytes: below 3 GiB, then from 4 GiB on. `rom_pages` more pages are kept for ROM images.
+    pub fn new(size: u64, rom_pages: u64) -> std::io::Result<Self> {
+        let pages = (size >> PAGE_SHIFT) + rom_pages;
+        Ok(Self {
+            ram: Ram::new(pages << PAGE_SHIFT)?,
+            map: MemMap::new(size),
+            flags: vec![0; pages as usize],
+            a20_mask: u64::MAX,
+            code_writes: Vec::new(),
+            table_writes: Vec::new(),
+        })
+    }
+
+    /// Reads RAM or ROM without side effects; false (and `buf` untouched from there on) if part is neither.
+    pub fn read_phys(&self, gpa: Gpa, buf: &mut [u8]) -> bool {
+        let mut at = 0;
+        while at < buf.len() {
+            let g = gpa + at as u64;
+            let n = (buf.len() - at).min((PAGE_SIZE - g.offset()) as usize);
+            match self.map.lookup(g) {
+                Target::Ram(off) | Target::Rom(off) => self.ram.read_bytes(off, &mut buf[at..at + n]),
+                Target::Mmio => return false,
+            }
+            at += n;
+        }
+        true
+    }
+
+    /// Writes RAM as a device or loader does: marks pages dirty and reports traced pages. ROM bytes are dropped;
+    /// false if part is neither RAM nor ROM.
+    pub fn write_phys(&mut self, gpa: Gpa, bytes: &[u8]) -> bool {
+        let mut at = 0;
+        while at < bytes.len() {
+            let g = gpa + at as u64;
+            let n = (bytes.len() - at).min((PAGE_SIZE - g.offset()) as usize);
+            match self.map.lookup(g) {
+                Target::Ram(off) => {
+                    self.note_write(g, off, n as u32);
+                    self.ram.write_bytes(off, &bytes[at..at + n]);
+                }
+                Target::Rom(_) => {}
+                Target::Mmio => return false,
+            }
+            at += n;
+        }
+        true
+    }
+
+    /// Flag bookkeeping of a write of `len` bytes at `gpa` (inside one page, slab offset `off`).
+    #[inline]
+    pub fn note_write(&mut self, gpa: Gpa, off: usize, len: u32) {
+        let f = &mut self.flags[off >> PAGE_SHIFT];
+        *f |= page::DIRTY;
+        if *f & page::CODE != 0 {
+            self.code_writes.push(Traced { gpa, len });
+        }
+        if *f & page::TABLE != 0 {
+            self.table_writes.push(Traced { gpa, len });
+        }
+    }
+}
