@@ -61,7 +61,12 @@ impl Small {
     }
 
     /// Executes one instruction and updates `state` and `data`, as `Native::run` does.
-    pub fn run(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> (Outcome, Option<Exception>) {
+    pub fn run(
+        &mut self,
+        code: &[u8],
+        state: &mut State,
+        data: &mut [u8; DATA_LEN],
+    ) -> (Outcome, Option<Exception>) {
         self.sys.mem.write_phys(Gpa(INSN), code);
         self.sys.mem.write_phys(Gpa(DATA), data);
         self.load(state);
@@ -77,6 +82,7 @@ impl Small {
 
     /// Executes the instruction at RIP.
     pub fn step(&mut self) -> Result<(), Exception> {
+        self.sys.limit = u64::MAX;
         let r = Ctx { cpu: &mut self.cpu, sys: &mut self.sys }.step_insn();
         self.sys.icount += 1;
         r
