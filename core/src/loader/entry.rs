@@ -96,7 +96,7 @@ fn identity_tables(layout: &mut Layout<'_>) -> Result<u64, LoadError> {
         layout.write(page(1) + gib * 8, &(page(2 + gib) | PRESENT_RW).to_le_bytes())?;
         let mut directory = Build::default();
         for n in 0..512 {
-            directory.u64((gib << 30) + (n << 21) | PRESENT_RW | LARGE);
+            directory.u64(gib << 30 | n << 21 | PRESENT_RW | LARGE);
         }
         layout.write(page(2 + gib), &directory.0)?;
     }
