@@ -108,4 +108,14 @@ impl Memory {
             self.table_writes.push(Traced { gpa, len });
         }
     }
+
+    /// Flag bookkeeping of the page walk's update of an accessed or dirty bit: one byte, never a table write
+    /// (see [`crate::mmu::walk::Walk::set_accessed`]).
+    pub fn note_accessed(&mut self, gpa: Gpa, off: usize) {
+        let f = &mut self.flags[off >> PAGE_SHIFT];
+        *f |= page::DIRTY;
+        if *f & page::CODE != 0 {
+            self.code_writes.push(Traced { gpa, len: 1 });
+        }
+    }
 }
