@@ -85,6 +85,10 @@ pub trait InputPort: Send {
     /// All vCPUs are halted. Waits until `deadline` (guest time; `None`: no timer is armed) or an input.
     fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle;
 
+    /// `--clock host`: the next guest time at which a device has something to do, told before each slice. A live port
+    /// returns [`InputEvent::Tick`] from `poll` once host time has reached it; other ports need not care.
+    fn set_deadline(&mut self, _deadline: Option<GuestTime>) {}
+
     /// The VM's owner (a debugger) applied `event` at `now` by itself: a recorder logs it, so that a replay's `poll`
     /// returns it at the same point.
     fn inject(&mut self, _now: When, _event: &InputEvent) {}
