@@ -99,10 +99,6 @@ pub trait InputPort: Send {
     /// returns it at the same point.
     fn inject(&mut self, _now: When, _event: &InputEvent) {}
 
-    /// The next guest time at which a device timer is due, told before each `poll`. Under the host clock a live port
-    /// returns [`InputEvent::Tick`] once host time has reached it.
-    fn set_deadline(&mut self, _deadline: Option<GuestTime>) {}
-
     /// The state hash at a hash point. A recorder logs it; a player compares and answers false on a mismatch, which
     /// makes the engine leave with `VmExit::Diverged`.
     fn check(&mut self, _now: When, _hash: crate::hash::StateHash) -> bool { true }

@@ -88,10 +88,8 @@ impl Vm {
             let (board, mut bus) = self.sys.bus();
             board.advance(&mut bus);
         }
-        if self.sys.board.take_a20_changed() {
-            let mask = if self.sys.board.a20() { u64::MAX } else { !(1 << 20) };
-            self.sys.mem.a20_mask = mask;
-            self.sys.mmu.flush_all(&mut self.sys.mem);
+        if std::mem::take(&mut self.sys.board.a20_changed) {
+            self.sys.mem.set_a20(self.sys.board.a20_open());
         }
     }
 
@@ -219,9 +217,7 @@ impl Vm {
             return None;
         }
         if cpu.nmi_pending && !cpu.nmi_blocked {
-            cpu.nmi_pending = false;
-            cpu.nmi_blocked = true;
-            return Some(self.deliver(|ctx| ctx.deliver_external(crate::exception::vector::NMI)));
+            return Some(self.deliver(Ctx::deliver_nmi));
         }
         if cpu.flags.has(flags::bit::IF) && self.sys.board.intr(cpu.index) {
             let index = cpu.index;
@@ -266,7 +262,7 @@ impl Vm {
             limit = limit.min(self.slice_end);
         }
         let cpu = &self.vcpus[self.current];
-        if cpu.shadow != Shadow::None || cpu.needs_single_step() {
+        if cpu.needs_care() {
             limit = at + 1;
         }
         limit.max(at + 1)
@@ -277,11 +273,10 @@ impl Vm {
         self.sys.limit = limit;
         let skip = self.sys.icount == start;
         let cpu = &mut self.vcpus[self.current];
-        let single = cpu.needs_single_step();
+        let care = cpu.needs_care();
         let tf = cpu.flags.has(flags::bit::TF);
-        cpu.shadow = Shadow::None;
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
-        if single && let Some(e) = ctx.insn_breakpoint_check() {
+        if care && let Err(e) = ctx.begin_insn() {
             return self.raise(e, start);
         }
         let leave = if self.filter.is_empty() {
@@ -294,10 +289,10 @@ impl Vm {
             Leave::Fault(e) => return self.raise(e, start),
             Leave::Budget => {}
         }
-        if (single || ctx.cpu.pending_db != 0) && let Some(e) = ctx.trap_boundary(tf) {
+        if let Some(e) = ctx.trap_boundary(tf) {
             return self.raise(e, start);
         }
-        self.sys.mmu.watch_hit.take().map(VmExit::Watchpoint)
+        self.watch_hit()
     }
 
     /// Delivers an exception, or stops before it if the debugger asked.
@@ -308,8 +303,12 @@ impl Vm {
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {
             Next::Exit(x) => Some(x),
-            Next::Again | Next::Run(_) => self.sys.mmu.watch_hit.take().map(VmExit::Watchpoint),
+            Next::Again | Next::Run(_) => self.watch_hit(),
         }
+    }
+
+    fn watch_hit(&mut self) -> Option<VmExit> {
+        self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint)
     }
 
     /// Whether guest time follows icount.

@@ -149,7 +149,7 @@ impl BlockCache {
         for gpa in [Some(key.gpa), second].into_iter().flatten() {
             self.by_frame.entry(gpa.frame()).or_default().push(id);
             if let Target::Ram(off) = mem.map.lookup(gpa) {
-                mem.flags[off >> PAGE_SHIFT] |= page::CODE;
+                mem.set_flags(off >> PAGE_SHIFT, page::CODE);
             }
         }
         self.table[Self::slot(key)] = id;
@@ -188,7 +188,7 @@ impl BlockCache {
             if ids.is_empty() {
                 self.by_frame.remove(&gpa.frame());
                 if let Target::Ram(off) = mem.map.lookup(gpa) {
-                    mem.flags[off >> PAGE_SHIFT] &= !page::CODE;
+                    mem.clear_flags(off >> PAGE_SHIFT, page::CODE);
                 }
             }
         }

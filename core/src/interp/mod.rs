@@ -137,13 +137,10 @@ impl Ctx<'_> {
     #[cold]
     #[inline(never)]
     fn build_block(&mut self, cache: &mut BlockCache, key: cache::Key) -> Option<u32> {
-        // The pages may have had write entries in TLBs from before they held code.
-        self.sys.mmu.drop_write_tags_of(key.gpa);
         if let Some(b) = cache.build(key, &mut self.sys.mem) {
             return Some(b);
         }
         let second = self.translate_fetch(next_page(self.code_lin()) & self.cpu.mode.lin_mask).ok()?;
-        self.sys.mmu.drop_write_tags_of(second);
         cache.build_straddling(key, second, &mut self.sys.mem)
     }
 }

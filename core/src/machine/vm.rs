@@ -126,7 +126,7 @@ impl Vm {
         self.sys.mem.code_writes.clear();
         self.sys.mem.table_writes.clear();
         self.cache.flush(&mut self.sys.mem);
-        self.sys.mmu.flush_all(&mut self.sys.mem);
+        self.sys.mmu.reset(&mut self.sys.mem);
         for cpu in &mut self.vcpus {
             cpu.refresh();
             let mut ctx = Ctx { cpu, sys: &mut self.sys };
@@ -167,8 +167,6 @@ impl Vm {
                 self.sys.clock.advance_to(self.sys.icount, *time);
                 self.settle();
             }
-            InputEvent::Reset => self.sys.board.events.push(super::board::BoardEvent::Reset),
-            InputEvent::Nmi => self.vcpus[self.current].nmi_pending = true,
             InputEvent::WritePhys { gpa, bytes } => {
                 self.sys.mem.write_phys(Gpa(*gpa), bytes);
                 self.settle();
@@ -181,7 +179,11 @@ impl Vm {
                     ctx.refresh_debug_regs();
                 }
             }
-            InputEvent::Serial { .. } | InputEvent::Key { .. } | InputEvent::PowerButton => {
+            InputEvent::Serial { .. }
+            | InputEvent::Key { .. }
+            | InputEvent::PowerButton
+            | InputEvent::Nmi
+            | InputEvent::Reset => {
                 let (board, mut bus) = self.sys.bus();
                 board.input(event, &mut bus);
             }
@@ -199,7 +201,6 @@ impl Vm {
     /// Digest of the guest-visible state: vCPUs, clock, devices and memory.
     pub fn state_hash(&mut self) -> StateHash {
         let dirty = self.sys.mem.take_dirty();
-        self.sys.mmu.drop_write_tags();
         self.memory_hash.update(&self.sys.mem, &dirty);
         StateHash(xxhash_rust::xxh3::xxh3_128(&self.save_state()) ^ self.memory_hash.value().rotate_left(1))
     }
