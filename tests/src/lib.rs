@@ -43,3 +43,7 @@ pub enum Fault {
     /// #GP, #SS, #PF and the rest.
     Memory,
 }
+
+pub mod asm;
+pub mod guests;
+pub mod initramfs;

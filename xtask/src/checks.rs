@@ -53,7 +53,7 @@ pub fn unsafe_list() -> Result<()> {
         let name = file.to_string_lossy().into_owned();
         let lines: Vec<&str> = text.lines().collect();
         let mut here = 0;
-        for (n, line) in lines.iter().enumerate().filter(|(_, l)| is_unsafe(l)) {
+        for (n, _) in lines.iter().enumerate().filter(|(_, l)| is_unsafe(l)) {
             here += 1;
             if !UNSAFE_ALLOWED.iter().any(|p| name.starts_with(p)) {
                 bail!("{name}:{}: unsafe is not allowed here", n + 1);

@@ -89,7 +89,8 @@ impl Vm {
             board.advance(&mut bus);
         }
         if std::mem::take(&mut self.sys.board.a20_changed) {
-            self.sys.mem.set_a20(self.sys.board.a20_open());
+            self.sys.mem.a20_mask = self.sys.board.a20_mask();
+            self.sys.mem.map_changed();
         }
     }
 
@@ -217,7 +218,7 @@ impl Vm {
             return None;
         }
         if cpu.nmi_pending && !cpu.nmi_blocked {
-            return Some(self.deliver(Ctx::deliver_nmi));
+            return Some(self.deliver(|ctx| ctx.deliver_nmi()));
         }
         if cpu.flags.has(flags::bit::IF) && self.sys.board.intr(cpu.index) {
             let index = cpu.index;
