@@ -1,7 +1,8 @@
 //! The `.rvt` trace file. Owns every byte of the format; `docs/trace-format.md` describes it for other readers.
 //!
 //! `varint` numbers | `header` what stands first | `machine` the machine description | `chunk` framing, checksum
-//! and compression | `record` one input, delta-coded | `end` how a run ended | `writer` | `reader`.
+//! and compression | `record` one input, delta-coded | `describe` as a line of text | `end` how a run ended |
+//! `writer` | `reader` | `stats` counts by kind.
 //!
 //! The reader is fed hostile files: no length is trusted, every allocation has a bound from this file, nothing panics.
 
@@ -12,6 +13,7 @@ pub mod header;
 pub mod machine;
 pub mod reader;
 pub mod record;
+pub mod stats;
 pub mod varint;
 pub mod writer;
 
