@@ -31,8 +31,8 @@ pub const MAX_HEADER: u32 = 256 << 10;
 pub const MAX_STRING: usize = 64 << 10;
 /// Bytes of an image in one chunk.
 pub const IMAGE_PIECE: usize = 1 << 20;
-/// Largest image.
-pub const MAX_IMAGE: u64 = 1 << 30;
+/// Most bytes of all images together.
+pub const MAX_IMAGES: u64 = 1 << 30;
 /// Largest uncompressed frame of records.
 pub const MAX_FRAME: usize = 256 << 10;
 /// Longest byte string in one record; longer inputs are split.

@@ -21,7 +21,10 @@ fn test_every_fault_is_found_soon_and_ends_the_replay() {
                 let r = replay(&trace, 100, None, Some((planted, fault)));
                 let Some(d) = r.monitor.divergence() else {
                     // A jump of time inside an idle wait's gap is swallowed by the wait: the same run after all.
-                    assert_eq!((fault, r.vm.when(), r.vm.state), (Fault::Time, recorded.end.0, recorded.end.1));
+                    assert_eq!(
+                        (fault, r.vm.when(), r.vm.state),
+                        (Fault::Time, recorded.end.0, recorded.end.1)
+                    );
                     continue;
                 };
                 assert!(matches!(r.exit, VmExit::InputEnded | VmExit::Diverged), "{:?}", r.exit);
