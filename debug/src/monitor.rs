@@ -18,34 +18,61 @@ pub struct Context<'a, 'vm> {
     pub vcpu: usize,
 }
 
-/// A command's text, or what is wrong with how it was called.
-pub type Output = Result<String, String>;
+/// Why a command has no answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// It was called wrongly; its usage is shown too.
+    Usage(String),
+    /// There is nothing to show.
+    Nothing(String),
+}
+
+impl From<String> for Error {
+    fn from(why: String) -> Self {
+        Error::Usage(why)
+    }
+}
+impl From<&str> for Error {
+    fn from(why: &str) -> Self {
+        Error::Usage(why.into())
+    }
+}
+
+/// A command's text.
+pub type Output = Result<String, Error>;
 
 /// One command.
 pub struct Command {
     pub name: &'static str,
     pub usage: &'static str,
     pub help: &'static str,
+    /// Further lines of its own help.
+    pub more: &'static str,
     pub run: fn(&mut Context<'_, '_>, &[&str]) -> Output,
 }
 
 /// All commands.
 #[rustfmt::skip]
 pub const COMMANDS: &[Command] = &[
-    Command { name: "help", usage: "help [COMMAND]", help: "list commands, or explain one", run: help },
-    Command { name: "when", usage: "when", help: "the present point: instructions retired and guest time", run: when },
-    Command { name: "pt", usage: "pt ADDR", help: "walk the page tables for a linear address", run: pt },
-    Command { name: "xp", usage: "xp [/FMT] ADDR", help: "examine physical memory; FMT as of gdb's x: count, then x d u o t c a s i, then b h w g", run: examine::xp },
-    Command { name: "xl", usage: "xl [/FMT] ADDR", help: "examine memory at a linear address (gdb's x does the same)", run: examine::xl },
-    Command { name: "dis", usage: "dis [ADDR [COUNT]]", help: "disassemble at a linear address in the vCPU's present code size; without ADDR at CS:RIP, also where CS has a base", run: examine::dis },
-    Command { name: "regs", usage: "regs", help: "all registers of the selected vCPU, hidden parts included", run: regs },
-    Command { name: "cpus", usage: "cpus", help: "what each vCPU is doing", run: cpus },
+    Command { name: "help", usage: "help [COMMAND]", help: "list commands, or explain one", more: "", run: help },
+    Command { name: "when", usage: "when", help: "instructions retired and guest time", more: "", run: when },
+    Command { name: "pt", usage: "pt ADDR", help: "walk the page tables for a linear address", more: PT_MORE, run: pt },
+    Command { name: "xp", usage: "xp [/FMT] ADDR", help: "examine physical memory", more: FMT_MORE, run: examine::xp },
+    Command { name: "xl", usage: "xl [/FMT] ADDR", help: "examine memory at a linear address", more: FMT_MORE, run: examine::xl },
+    Command { name: "dis", usage: "dis [ADDR [COUNT]]", help: "disassemble at a linear address", more: DIS_MORE, run: examine::dis },
+    Command { name: "regs", usage: "regs", help: "all registers of the selected vCPU", more: "", run: regs },
+    Command { name: "cpus", usage: "cpus", help: "what each vCPU is doing", more: "", run: cpus },
 ];
 
+const PT_MORE: &str = "Shows each level's entry and its flags; sets no accessed or dirty bit.\n";
+const FMT_MORE: &str = "FMT as of gdb's x: a count, a format (x d u o t c a s i) and a size (b h w g).\n";
+const DIS_MORE: &str =
+    "Decodes in the present code size; without ADDR at CS:RIP, also where CS has a base.\n";
+
 /// Runs a command line.
-pub fn run(ctx: &mut Context<'_, '_>, line: &str) -> Output {
+pub fn run(ctx: &mut Context<'_, '_>, line: &str) -> Result<String, String> {
     let mut words = line.split_whitespace();
-    let Some(name) = words.next() else { return help(ctx, &[]) };
+    let Some(name) = words.next() else { return Ok(list()) };
     // `xp/8xb ADDR`, as people type it in gdb, is `xp /8xb ADDR`.
     let (name, glued) = match name.split_once('/') {
         Some((name, format)) => (name, Some(format!("/{format}"))),
@@ -53,25 +80,31 @@ pub fn run(ctx: &mut Context<'_, '_>, line: &str) -> Output {
     };
     let args: Vec<&str> = glued.as_deref().into_iter().chain(words).collect();
     match COMMANDS.iter().find(|c| c.name == name) {
-        Some(command) => (command.run)(ctx, &args).map_err(|why| format!("{why}\nusage: {}", command.usage)),
+        Some(command) => (command.run)(ctx, &args).map_err(|e| match e {
+            Error::Usage(why) => format!("{why}\nusage: {}", command.usage),
+            Error::Nothing(why) => why,
+        }),
         None => Err(format!("there is no command `{name}`: `help` lists them")),
     }
 }
 
+fn list() -> String {
+    let line = |c: &Command| format!("{:<22} {}\n", c.usage, c.help);
+    let mut text: String = COMMANDS.iter().map(line).collect();
+    text += "ADDR: a number (0x.. or decimal) or a $register, with + and -.\n\
+             gdb's breakpoints and memory commands take linear addresses, but $rip is the\n\
+             offset in CS. Where CS has a base (real mode) the next instruction is at\n\
+             $cs_base+$rip: use `dis`, or x/i $cs_base+$rip.\n\
+             A 32-bit symbol file needs `set architecture i386:x86-64` before connecting.\n";
+    text
+}
+
 fn help(_ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
-    let line = |c: &Command| format!("{:<20} {}\n", c.usage, c.help);
     match args {
-        [] => {
-            let mut text: String = COMMANDS.iter().map(line).collect();
-            text += "Addresses: a number (0x.. or decimal) or $register, with + and -.\n\
-                     Breakpoint addresses and gdb's memory commands are linear; $rip is the offset in CS, so where CS \
-                     has a base\n(real mode) the next instruction is at $cs_base+$rip: use `dis`, or x/i \
-                     $cs_base+$rip.\n";
-            Ok(text)
-        }
+        [] => Ok(list()),
         [name] => match COMMANDS.iter().find(|c| c.name == *name) {
-            Some(c) => Ok(format!("usage: {}\n{}\n", c.usage, c.help)),
-            None => Err(format!("there is no command `{name}`")),
+            Some(c) => Ok(format!("usage: {}\n{}\n{}", c.usage, c.help, c.more)),
+            None => Err(format!("there is no command `{name}`").into()),
         },
         _ => Err("one command name at most".into()),
     }
@@ -91,14 +124,14 @@ fn when(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
 fn pt(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     let [text] = args else { return Err("one address is needed".into()) };
     let at = args::linear(ctx, text)?;
-    let cpu = ctx.machine.vcpu(ctx.vcpu).ok_or("no such vCPU")?;
+    let cpu = ctx.machine.vcpu(ctx.vcpu).ok_or("there is no such vCPU")?;
     Ok(format!("{}\n", pagewalk::walk(ctx.machine, cpu, at)))
 }
 
 fn regs(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     no_arguments(args)?;
     let cr8 = ctx.machine.cr8(ctx.vcpu);
-    let cpu = ctx.machine.vcpu(ctx.vcpu).ok_or("no such vCPU")?;
+    let cpu = ctx.machine.vcpu(ctx.vcpu).ok_or("there is no such vCPU")?;
     let mut text = String::new();
     let mut group: Option<Group> = None;
     let mut column = 0;

@@ -1,7 +1,7 @@
 //! `xp`, `xl`, `dis`: memory as numbers, text or instructions.
 
 use super::args::{Format, address, linear, physical};
-use super::{Context, Output};
+use super::{Context, Error, Output};
 use crate::disasm;
 use retrovisor_core::{Gpa, Gva};
 
@@ -83,7 +83,7 @@ fn numbers(ctx: &mut Context<'_, '_>, space: Space, format: Format, at: u64) -> 
     let bytes = space.read(ctx, at, format.count * format.size);
     let whole = bytes.len() / format.size;
     if whole == 0 {
-        return Err(space.unreadable(at));
+        return Err(Error::Nothing(space.unreadable(at)));
     }
     let per_line = (16 / format.size).min(8);
     let mut text = String::new();
@@ -130,7 +130,7 @@ fn strings(ctx: &mut Context<'_, '_>, space: Space, count: usize, mut at: u64) -
         let bytes = space.read(ctx, at, MAX_STRING);
         if bytes.is_empty() {
             if text.is_empty() {
-                return Err(space.unreadable(at));
+                return Err(Error::Nothing(space.unreadable(at)));
             }
             text += &format!("{}\n", space.unreadable(at));
             break;
@@ -147,7 +147,7 @@ fn instructions(ctx: &mut Context<'_, '_>, space: Space, count: usize, at: u64) 
     let bits = ctx.machine.vcpu(ctx.vcpu).map_or(64, |cpu| cpu.mode.bits);
     let bytes = space.read(ctx, at, count * MAX_INSN);
     if bytes.is_empty() {
-        return Err(space.unreadable(at));
+        return Err(Error::Nothing(space.unreadable(at)));
     }
     Ok(disasm::disassemble(&bytes, bits, at, count).iter().map(|line| format!("{line}\n")).collect())
 }

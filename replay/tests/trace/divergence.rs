@@ -15,11 +15,18 @@ fn test_every_fault_is_found_soon_and_ends_the_replay() {
     for clock in [ClockKind::Virtual, ClockKind::Host] {
         for seed in 0..20 {
             let recorded = record(seed, clock, 12_000, false);
-            let trace = Trace::from_bytes("t", recorded.bytes).unwrap();
+            let trace = Trace::from_bytes("t", recorded.bytes.clone()).unwrap();
             for fault in FAULTS {
                 let planted = 3000 + seed * 17;
                 let r = replay(&trace, 100, None, Some((planted, fault)));
-                let d = r.monitor.divergence().unwrap_or_else(|| panic!("{fault:?} not found, seed {seed}"));
+                let Some(d) = r.monitor.divergence() else {
+                    // A jump of time inside an idle wait's gap is swallowed by the wait: the same run after all.
+                    assert_eq!(
+                        (fault, r.vm.when(), r.vm.state),
+                        (Fault::Time, recorded.end.0, recorded.end.1)
+                    );
+                    continue;
+                };
                 assert!(matches!(r.exit, VmExit::InputEnded | VmExit::Diverged), "{:?}", r.exit);
                 // What a machine fails to ask shows only where it should have asked.
                 let late = fault == Fault::DontAsk;
