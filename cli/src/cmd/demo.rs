@@ -162,7 +162,7 @@ fn hunt(recorded: &Recorded, symbols: &Symbols<'_>, out: &mut dyn Write) -> Resu
     writeln!(out, "4. Who wrote that? Replay again, watching these {} bytes.\n", suspect.len)?;
     let sink = Box::new(retrovisor_core::output::NullSink);
     let mut replay = Replay::new(&recorded.trace, VerifyOptions::default(), sink)?;
-    let writes = hunt::writes_to(&mut replay.vm, suspect.gpa, suspect.len, recorded.crash.icount)?;
+    let writes = hunt::writes_to(&mut replay.vm, symbols, suspect.gpa, suspect.len, recorded.crash.icount)?;
     for write in &writes {
         writeln!(out, "   {}", write.line(symbols))?;
     }

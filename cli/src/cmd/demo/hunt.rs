@@ -14,8 +14,8 @@ use retrovisor_debug::disasm::{Line, disassemble};
 /// Stack words looked at for return addresses, and callers kept.
 const STACK_WORDS: u64 = 32;
 const CALLERS: usize = 4;
-/// Bytes of code shown before the writing instruction.
-const LISTING: u64 = 40;
+/// Longest way from the start of a function to the writing instruction for which code before it is shown, in bytes.
+const FUNCTION: u64 = 4096;
 /// Instructions shown.
 const LINES: usize = 5;
 
@@ -51,7 +51,13 @@ impl Write {
 ///
 /// # Errors
 /// If the machine ends before `until`.
-pub fn writes_to(vm: &mut Vm, gpa: Gpa, len: u64, until: Icount) -> Result<Vec<Write>> {
+pub fn writes_to(
+    vm: &mut Vm,
+    symbols: &Symbols<'_>,
+    gpa: Gpa,
+    len: u64,
+    until: Icount,
+) -> Result<Vec<Write>> {
     let watch = Watch { addr: WatchAddr::Physical(gpa), len, kind: WatchKind::Write };
     vm.sys.mmu.set_watches(&mut vm.sys.mem, &[watch]);
     let mut writes = Vec::new();
@@ -61,7 +67,7 @@ pub fn writes_to(vm: &mut Vm, gpa: Gpa, len: u64, until: Icount) -> Result<Vec<W
             VmExit::Reached => break,
             VmExit::Watchpoint(_) => {
                 let new = word(vm, gpa, len);
-                writes.push(look(vm, old, new));
+                writes.push(look(vm, symbols, old, new));
                 old = new;
             }
             other => bail!("the replay ended early: {other:?} at instruction {}", vm.when().icount),
@@ -80,13 +86,13 @@ fn word(vm: &Vm, gpa: Gpa, len: u64) -> u64 {
 }
 
 /// Describes the write the instruction just executed made.
-fn look(vm: &mut Vm, old: u64, new: u64) -> Write {
+fn look(vm: &mut Vm, symbols: &Symbols<'_>, old: u64, new: u64) -> Write {
     let index = vm.current;
     let icount = Icount(vm.when().icount.0.saturating_sub(1));
     let cpu = vm.vcpus[index].clone();
     let rip = Gva(cpu.insn_rip);
     let mut view = Inspect::new(vm);
-    let listing = listing(&mut view, index, cpu.mode.bits, rip);
+    let listing = listing(&mut view, index, cpu.mode.bits, rip, symbols);
     let mut callers = Vec::new();
     for n in 0..STACK_WORDS {
         let Some(ret) = read_word(&mut view, index, cpu.gpr[gpr::RSP].wrapping_add(n * 8)) else { break };
@@ -100,21 +106,14 @@ fn look(vm: &mut Vm, old: u64, new: u64) -> Write {
     Write { icount, rip, old, new, listing, callers, registers: registers.join("  ") }
 }
 
-/// The instructions that lead up to the one at `rip`. Where they begin is unknown: the first start from which
-/// decoding arrives at `rip` is taken.
-fn listing(view: &mut Inspect<'_>, index: usize, bits: u8, rip: Gva) -> Vec<Line> {
-    for back in (0..=LISTING).rev() {
-        let start = rip.0.wrapping_sub(back);
-        let mut bytes = vec![0; back as usize + 15];
-        let len = view.read_virtual(index, Gva(start), &mut bytes);
-        let mut lines = disassemble(&bytes[..len], bits, start, bytes.len());
-        if lines.iter().any(|l| l.text == "(bad)" && l.ip <= rip.0) {
-            continue;
-        }
-        if let Some(at) = lines.iter().position(|l| l.ip == rip.0) {
-            lines.truncate(at + 1);
-            return lines.split_off((at + 1).saturating_sub(LINES));
-        }
-    }
-    Vec::new()
+/// The instructions that lead up to the one at `rip`, decoded from the start of its function; just that one if the
+/// function is unknown or starts far away.
+fn listing(view: &mut Inspect<'_>, index: usize, bits: u8, rip: Gva, symbols: &Symbols<'_>) -> Vec<Line> {
+    let start = symbols.function(rip.0).map_or(rip.0, |f| f.value);
+    let start = if rip.0 - start > FUNCTION { rip.0 } else { start };
+    let mut bytes = vec![0; (rip.0 - start) as usize + 15];
+    let len = view.read_virtual(index, Gva(start), &mut bytes);
+    let mut lines = disassemble(&bytes[..len], bits, start, bytes.len());
+    lines.retain(|l| l.ip <= rip.0);
+    lines.split_off(lines.len().saturating_sub(LINES))
 }
