@@ -1,5 +1,6 @@
 //! Support for the property and conformance tests.
 
+pub mod ins;
 pub mod native;
 pub mod random;
 pub mod small;
@@ -20,6 +21,23 @@ pub struct State {
     pub st: [(u64, u16); 8],
     pub mxcsr: u32,
     pub xmm: [u128; 16],
+}
+
+impl Default for State {
+    /// Everything zero, but the FPU as FNINIT and the reset leave it: every exception masked, all registers empty.
+    fn default() -> Self {
+        Self {
+            gpr: [0; 16],
+            rip: native::INSN,
+            flags: 0,
+            fcw: 0x37f,
+            fsw: 0,
+            ftw: 0,
+            st: [(0, 0); 8],
+            mxcsr: 0x1f80,
+            xmm: [0; 16],
+        }
+    }
 }
 
 /// Flags that [`State::flags`] carries: CF PF AF ZF SF DF OF.

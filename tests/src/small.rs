@@ -80,11 +80,17 @@ impl Small {
         }
     }
 
-    /// Executes the instruction at RIP.
+    /// Executes the instruction at RIP. A repeated one runs to its end.
     pub fn step(&mut self) -> Result<(), Exception> {
-        self.sys.limit = u64::MAX;
+        self.step_until(u64::MAX)
+    }
+
+    /// Executes the instruction at RIP; a repeated one stops where the icount reaches `limit`.
+    pub fn step_until(&mut self, limit: u64) -> Result<(), Exception> {
+        self.sys.limit = limit;
         let r = Ctx { cpu: &mut self.cpu, sys: &mut self.sys }.step_insn();
-        self.sys.icount += 1;
+        // As the engine counts: a fault retires nothing, but its delivery would tick.
+        self.sys.icount += u64::from(r.is_ok());
         r
     }
 
