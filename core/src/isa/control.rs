@@ -268,7 +268,7 @@ fn mov_to_dr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
         7 => ctx.cpu.dr7 = (v & dr7::WRITABLE) | dr7::FIXED,
         _ => ctx.cpu.dr[n & 3] = v,
     }
-    ctx.mmu_switch();
+    ctx.refresh_debug_regs();
     ctx.sys.end_block();
     Ok(())
 }

@@ -73,6 +73,7 @@ impl Ctx<'_> {
         self.set_sp(self.cpu.gpr[gpr::RSP].wrapping_add(3 * frame.slot.bytes()));
         self.iret_flags(frame, mask);
         self.cpu.refresh();
+        self.mmu_switch();
         Ok(())
     }
 

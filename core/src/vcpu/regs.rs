@@ -3,7 +3,7 @@
 //!
 //! A debugger's write is raw: no privilege, reserved-bit or descriptor check is made, and no side effect of the
 //! instruction that would write the register happens. Writing CR0, CR4, EFER or RFLAGS refreshes the derived mode;
-//! the owner calls `Ctx::mmu_switch` (or `Mmu::switch`) afterwards. Writing a selector sets the visible part, and
+//! the owner calls `Ctx::mmu_switch` and `Ctx::refresh_debug_regs` afterwards. Writing a selector sets the visible part, and
 //! in real and v86 mode the base too; in protected mode the hidden part stays.
 
 use super::{Seg, Vcpu, flags};

@@ -209,6 +209,7 @@ impl Ctx<'_> {
             cpu.cr3 = cr3;
         }
         cpu.refresh();
+        self.refresh_debug_regs();
         self.mmu_switch();
     }
 
