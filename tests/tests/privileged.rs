@@ -4,7 +4,7 @@
 
 mod protected;
 
-use protected::{CODE, DATA, GATE_TARGET, GDT, HANDLER, IDT, Machine, STACK0, STACK3, TSS, TSS16, TSS2, sel};
+use protected::{CODE, DATA, GATE_TARGET, GDT, HANDLER, IDT, Machine, STACK0, STACK3, TSS, TSS2, TSS16, sel};
 use protected::{descriptor, gate};
 use retrovisor_core::Exception;
 use retrovisor_core::exception::vector;
@@ -22,7 +22,9 @@ fn far(opcode: u8, selector: u16) -> Vec<u8> {
     code
 }
 
-fn vectors(m: &Machine) -> Vec<u8> { m.cpu.fault_chain.iter().map(|e| e.vector).collect() }
+fn vectors(m: &Machine) -> Vec<u8> {
+    m.cpu.fault_chain.iter().map(|e| e.vector).collect()
+}
 
 // Delivery
 
@@ -162,7 +164,7 @@ fn test_real_mode_int_and_iret() {
     m.cpu.gpr[gpr::RSP] = 0x1234_0000;
     m.cpu.flags.0 |= bit::IF | bit::CF;
     m.put(0x21 * 4, 0x4000_0010u32);
-    m.put(CODE, [0xcdu8, 0x21].map(u16::from)[0] | 0x2100);
+    m.put(CODE, 0x21cdu16);
     m.cpu.refresh();
     assert_eq!(m.execute(), Ok(()));
     assert_eq!((m.cpu.rip, m.selector(Seg::Cs), m.cpu.gpr[gpr::RSP]), (0x10, 0x4000, 0x1234_fffa));
@@ -196,7 +198,10 @@ fn v86(iopl: u64, code: &[u8]) -> Machine {
     m.cpu.gpr[gpr::RSP] = sp;
     assert_eq!(m.execute(), Ok(()));
     assert!(m.cpu.mode.v86);
-    assert_eq!((m.selector(Seg::Es), m.selector(Seg::Ds), m.selector(Seg::Fs), m.selector(Seg::Gs)), (1, 2, 3, 4));
+    assert_eq!(
+        (m.selector(Seg::Es), m.selector(Seg::Ds), m.selector(Seg::Fs), m.selector(Seg::Gs)),
+        (1, 2, 3, 4)
+    );
     let r = m.cpu.rip;
     m.code(code);
     m.cpu.rip = r;
@@ -357,9 +362,7 @@ fn test_call_gate_copies_parameters_and_retf_releases_them() {
     let frame: Vec<u32> = (0..6).map(|n| m.stack(n)).collect();
     let sp3 = STACK3 as u32 - 8;
     assert_eq!(frame, [CODE as u32 + 7, sel::CODE3.into(), 1, 0x0bad_cafe, sp3, sel::DATA3.into()]);
-    m.put(GATE_TARGET, 0x08_00cau32);
-    m.put(GATE_TARGET, 0xcau8);
-    m.put(GATE_TARGET + 1, 8u16);
+    m.put(GATE_TARGET, 0x08cau32);
     assert_eq!(m.execute(), Ok(()));
     assert_eq!((m.cpu.rip, m.cpu.gpr[gpr::RSP], m.cpu.mode.cpl), (CODE + 7, STACK3, 3));
 }
@@ -775,7 +778,8 @@ fn test_instruction_breakpoint_and_rf() {
 #[test]
 fn test_data_breakpoint_traps_after_the_store() {
     // mov dr0, ecx; mov dr7, eax; sgdt [DATA]
-    let mut m = Machine::protected(0, &[0x0f, 0x23, 0xc1, 0x0f, 0x23, 0xf8, 0x0f, 0x01, 0x05, 0, 0x80, 0x03, 0]);
+    let mut m =
+        Machine::protected(0, &[0x0f, 0x23, 0xc1, 0x0f, 0x23, 0xf8, 0x0f, 0x01, 0x05, 0, 0x80, 0x03, 0]);
     m.cpu.gpr[gpr::RCX] = DATA + 2;
     m.cpu.gpr[gpr::RAX] = 1 | 0b1101 << 16;
     assert_eq!(m.execute(), Ok(()));

@@ -39,21 +39,33 @@ const EXECUTE: u64 = 0;
 const IO: u64 = 2;
 
 impl Vcpu {
-    /// Must the next instruction be wrapped in [`Ctx::begin_insn`] and [`Ctx::trap_boundary`]?
+    /// Must the next instruction be wrapped in [`Ctx::begin_insn`] and [`Ctx::trap_boundary`]? Can become true only
+    /// by an instruction that ends its block, or by a data breakpoint, whose access ends it.
     #[inline]
     pub fn needs_care(&self) -> bool {
         self.flags.has(bit::TF | bit::RF)
-            || self.dr7 & dr7::ENABLES != 0
             || self.pending_db != 0
             || self.shadow != Shadow::None
+            || (self.dr7 & dr7::ENABLES != 0 && self.watches_execution())
     }
 
-    fn enabled(&self, n: usize) -> bool { self.dr7 >> (2 * n) & 3 != 0 }
+    #[cold]
+    fn watches_execution(&self) -> bool {
+        (0..4).any(|n| self.enabled(n) && self.kind(n) == EXECUTE)
+    }
 
-    fn kind(&self, n: usize) -> u64 { self.dr7 >> (16 + 4 * n) & 3 }
+    fn enabled(&self, n: usize) -> bool {
+        self.dr7 >> (2 * n) & 3 != 0
+    }
+
+    fn kind(&self, n: usize) -> u64 {
+        self.dr7 >> (16 + 4 * n) & 3
+    }
 
     /// Length in bytes of breakpoint `n`.
-    fn breakpoint_len(&self, n: usize) -> u64 { [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize] }
+    fn breakpoint_len(&self, n: usize) -> u64 {
+        [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize]
+    }
 
     /// Notes an access to `len` I/O ports from `port`: a CR4.DE breakpoint there becomes a #DB trap at the
     /// instruction's boundary.
@@ -74,7 +86,9 @@ impl Vcpu {
     }
 
     /// The instruction being executed clears TF as part of an event delivery (or SYSCALL): no step trap follows.
-    pub fn suppress_single_step(&mut self) { self.pending_db |= NO_STEP; }
+    pub fn suppress_single_step(&mut self) {
+        self.pending_db |= NO_STEP;
+    }
 
     /// DR6 and DR7.GD as #DB leaves them; `bits` are the DR6 bits of its causes (none for INT1).
     pub(super) fn note_debug_exception(&mut self, bits: u64) {
@@ -99,13 +113,9 @@ impl Ctx<'_> {
     /// Before an instruction, after interrupts have been looked at: raises a task switch's #DB and instruction
     /// breakpoints, then ends the previous instruction's shadow and RF.
     pub fn begin_insn(&mut self) -> Result<(), Exception> {
-        if self.cpu.pending_db != 0 && self.cpu.shadow != Shadow::MovSs {
-            if let Some(e) = self.trap_boundary(false) {
-                return Err(e);
-            }
-        }
         if self.cpu.shadow != Shadow::MovSs {
-            if let Some(e) = self.insn_breakpoint_check() {
+            let due = self.trap_boundary(false).or_else(|| self.insn_breakpoint_check());
+            if let Some(e) = due {
                 return Err(e);
             }
         }

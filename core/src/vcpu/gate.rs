@@ -79,7 +79,8 @@ impl Ctx<'_> {
         }
         let lin = self.table_address(self.cpu.idtr.base, entry);
         let gate = Descriptor { lo: self.read_lin(lin, Privilege::System)?, hi: 0, lin };
-        let known = matches!(gate.kind(), kind::TASK_GATE | kind::INT16 | kind::TRAP16 | kind::INT32 | kind::TRAP32);
+        let known =
+            matches!(gate.kind(), kind::TASK_GATE | kind::INT16 | kind::TRAP16 | kind::INT32 | kind::TRAP32);
         self.check_gate(event, &gate, known)?;
         if gate.kind() == kind::TASK_GATE {
             return self.deliver_task(event, gate.gate_selector());
@@ -211,7 +212,14 @@ impl Ctx<'_> {
         if !tss.present() {
             return Err(Exception::np(selector_error(selector, ext)));
         }
-        let switch = TaskSwitch { selector, tss, nesting: Nesting::Nested, ext, error: event.error, flags: event.flags };
+        let switch = TaskSwitch {
+            selector,
+            tss,
+            nesting: Nesting::Nested,
+            ext,
+            error: event.error,
+            flags: event.flags,
+        };
         match self.task_switch(&switch)? {
             Some(fault) => Err(fault),
             None => Ok(()),
