@@ -79,9 +79,9 @@ pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate
 /// All rows of all families.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     [
+        control::ROWS, desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS,
         alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
-        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, control::ROWS,
-        desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS, mmx::ROWS, sse::ROWS,
+        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, mmx::ROWS, sse::ROWS,
         x87::ROWS, xsave::ROWS,
     ]
     .into_iter()
