@@ -43,7 +43,11 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(format: Format) -> Self {
-        let config = MachineConfig { memory: 16 << 20, ..MachineConfig::default() };
+        Self::with_memory(format, 16 << 20)
+    }
+
+    pub fn with_memory(format: Format, memory: u64) -> Self {
+        let config = MachineConfig { memory, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
             limit: u64::MAX,
