@@ -175,10 +175,14 @@ impl Memory {
     /// The slab pages written since the last call, in ascending order. The next write to each is noted again.
     pub fn take_dirty(&mut self) -> Vec<usize> {
         let mut out = Vec::new();
-        for (i, f) in self.flags.iter_mut().enumerate() {
-            if *f & page::DIRTY != 0 {
+        for (c, chunk) in self.flags.chunks_mut(64).enumerate() {
+            // Most chunks have no dirty page; this test is one vector operation.
+            if chunk.iter().fold(0, |a, f| a | f) & page::DIRTY == 0 {
+                continue;
+            }
+            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & page::DIRTY != 0) {
                 *f &= !page::DIRTY;
-                out.push(i);
+                out.push(c * 64 + i);
             }
         }
         if out.len() > 64 {

@@ -234,27 +234,39 @@ impl Shadow {
 
     fn table_written(&mut self, spaces: &mut Spaces, mem: &mut Memory, w: Traced) {
         let Some(off) = slab(mem.map.lookup(w.gpa)) else { return };
-        let Some(nodes) = self.frames.get(&((off >> 12) as u32)) else { return };
+        let frame = (off >> 12) as u32;
         self.counters.traced_writes += 1;
-        let (first, last) = (off & 0xfff, (off & 0xfff) + w.len.max(1) as usize - 1);
-        for id in nodes.clone() {
+        let mut n = 0;
+        while let Some(&id) = self.frames.get(&frame).and_then(|f| f.get(n)) {
             let node = &mut self.nodes[id.0 as usize];
-            if !node.live {
-                continue;
-            }
             node.writes += 1;
             // No table is written with stores wider than an entry.
             if node.writes > DATA_LIKE_WRITES || w.len > 8 {
                 self.counters.data_like += 1;
                 self.drop_node(spaces, mem, id);
+                // Nodes may have gone with it, also before the `n`th: begin again; what was looked at is harmless.
+                n = 0;
                 continue;
             }
-            let shift = node.key.format.entry_shift();
-            for index in first >> shift..=last >> shift {
-                if self.nodes[id.0 as usize].slots.get(index).is_some_and(|s| s.entry != 0) {
-                    self.counters.invalidated += 1;
-                    self.invalidate(spaces, mem, id, index);
-                }
+            self.entries_written(spaces, mem, id, off & 0xfff, w.len);
+            n += 1;
+        }
+    }
+
+    /// Invalidates the slots of `id` whose entries overlap `len` bytes from `offset` of the page.
+    fn entries_written(
+        &mut self,
+        spaces: &mut Spaces,
+        mem: &mut Memory,
+        id: NodeId,
+        offset: usize,
+        len: u32,
+    ) {
+        let shift = self.nodes[id.0 as usize].key.format.entry_shift();
+        for index in offset >> shift..=(offset + len.max(1) as usize - 1) >> shift {
+            if self.nodes[id.0 as usize].slots.get(index).is_some_and(|s| s.entry != 0) {
+                self.counters.invalidated += 1;
+                self.invalidate(spaces, mem, id, index);
             }
         }
     }

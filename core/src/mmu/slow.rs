@@ -23,7 +23,6 @@ pub(super) struct Place {
 impl Ctx<'_> {
     /// Segment limit and rights checks of an access of `len` bytes (SDM vol. 3A, 5.3 to 5.5; real and v86 mode
     /// check only the limit).
-    #[cold]
     #[inline(never)]
     pub(super) fn check_segment(&self, seg: u8, off: u64, len: u64, write: bool) -> Result<(), Exception> {
         let s = &self.cpu.seg[seg as usize];
@@ -80,8 +79,8 @@ impl Ctx<'_> {
         mmu.sync(mem);
         mmu.counters.misses += 1;
         let found = mmu.translate(mem, asid, lin, access, view);
-        if !mem.code_writes.is_empty() {
-            // An accessed or dirty bit lies in a page of code.
+        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() {
+            // An accessed or dirty bit lies in a page of code or in a watched one.
             self.sys.end_block();
         }
         found

@@ -86,7 +86,7 @@ fn op(g: &mut Rng, format: Format) -> Op {
             Op::Poke(POOL + g.below(PAGES) * 0x1000 + (g.below(4) << format.entry_shift()), e)
         }
         15..40 => Op::Read(lin, 1 << g.below(5)),
-        40..52 => Op::Write(lin, 1 << g.below(4), g.next()),
+        40..52 => Op::Write(lin, 1 << g.below(5), g.next()),
         52..65 => Op::Write(lin & !7, 8, entry(g, format)),
         65..70 => Op::Rmw(lin),
         70..78 => Op::Fetch(lin),
@@ -118,7 +118,8 @@ fn apply(r: &mut Rig, op: Op) -> Result<u128, Exception> {
         Op::Write(lin, 1, v) => r.write(lin, v as u8)?,
         Op::Write(lin, 2, v) => r.write(lin, v as u16)?,
         Op::Write(lin, 4, v) => r.write(lin, v as u32)?,
-        Op::Write(lin, _, v) => r.write(lin, v)?,
+        Op::Write(lin, 8, v) => r.write(lin, v)?,
+        Op::Write(lin, _, v) => r.write(lin, u128::from(v) << 60 | u128::from(v))?,
         Op::Rmw(lin) => {
             let v = r.ctx().load_rmw::<u32>(3, lin)?;
             r.write(lin, v ^ 0x40).map_err(|_| Exception::de())?;
