@@ -341,7 +341,7 @@ impl Shadow {
         let node = &mut self.nodes[id.0 as usize];
         node.live = false;
         let mut mask = std::mem::take(&mut node.asids);
-        let slots = std::mem::take(&mut node.slots);
+        let mut slots = std::mem::take(&mut node.slots);
         for (p, index) in std::mem::take(&mut node.parents) {
             if let Some(s) = self.nodes[p.0 as usize].slots.get_mut(index as usize) {
                 *s = Slot::default();
@@ -351,11 +351,13 @@ impl Shadow {
             spaces.unroot(Asid(mask.trailing_zeros() as u16), id);
             mask &= mask - 1;
         }
-        for (index, s) in slots.iter().enumerate() {
-            if let Some(c) = s.child {
+        for (index, s) in slots.iter_mut().enumerate() {
+            if let Some(c) = std::mem::take(s).child {
                 self.unlink(spaces, mem, c, id, index);
             }
         }
+        // Kept, empty, for the next node.
+        self.nodes[id.0 as usize].slots = slots;
         if let Some(f) = self.frames.get_mut(&key.page) {
             f.retain(|n| *n != id);
             if f.is_empty() {
@@ -375,16 +377,17 @@ impl Shadow {
         if frame.is_empty() {
             mem.set_flags(key.page as usize, page::TABLE);
         }
-        let slots = vec![Slot::default(); key.format.entries()].into_boxed_slice();
-        let node =
-            Node { key, slots, parents: Vec::new(), asids: 0, used: self.clock, writes: 0, live: true };
+        let node = |slots| Node { key, slots, parents: Vec::new(), asids: 0, used: self.clock, writes: 0, live: true };
+        let empty = || vec![Slot::default(); key.format.entries()].into_boxed_slice();
         let id = match self.free.pop() {
             Some(id) => {
-                self.nodes[id.0 as usize] = node;
+                let old = &mut self.nodes[id.0 as usize];
+                let slots = std::mem::take(&mut old.slots);
+                *old = node(if slots.len() == key.format.entries() { slots } else { empty() });
                 id
             }
             None => {
-                self.nodes.push(node);
+                self.nodes.push(node(empty()));
                 NodeId(self.nodes.len() as u32 - 1)
             }
         };
