@@ -14,7 +14,8 @@ use crate::mmu::tlb::Tlb;
 
 /// Per-page flags; a page with any of [`page::SLOW`] set has no write entry in any TLB.
 pub mod page {
-    /// Written since the flag was last cleared (state hashing and checkpoints clear it).
+    /// Written since the flag was last cleared (state hashing and checkpoints clear it). May be set by an access
+    /// that was checked for writing and then not made.
     pub const DIRTY: u8 = 1;
     /// Holds bytes some decoded or translated block was made from.
     pub const CODE: u8 = 2;
@@ -206,5 +207,47 @@ impl Memory {
     pub fn map_changed(&mut self) {
         self.tlb.flush();
         self.remapped = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn physical_access_stops_at_device_memory() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        assert!(m.write_phys(Gpa(0x9_fff8), &[7; 8]));
+        assert!(!m.write_phys(Gpa(0x9_fffc), &[8; 8]));
+        let mut b = [0; 8];
+        assert!(!m.read_phys(Gpa(0x9_fffc), &mut b));
+        assert_eq!(b, [8, 8, 8, 8, 0, 0, 0, 0]);
+        assert!(m.read_phys(Gpa(0x9_fff8), &mut b));
+        assert_eq!(b, [7, 7, 7, 7, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn writes_are_noted_by_page() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.set_flags(3, page::CODE);
+        m.set_flags(4, page::TABLE | page::WATCH);
+        m.write_phys(Gpa(0x2ff0), &[1; 0x2020]);
+        assert_eq!(m.take_dirty(), [2, 3, 4, 5]);
+        assert!(m.take_dirty().is_empty());
+        assert_eq!(m.code_writes, [Traced { gpa: Gpa(0x3000), len: 0x1000 }]);
+        assert_eq!(m.table_writes, [Traced { gpa: Gpa(0x4000), len: 0x1000 }]);
+        assert_eq!(m.watch_writes, m.table_writes);
+    }
+
+    #[test]
+    fn rom_drops_writes_without_a_trace() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.map.map_rom(0xf_f000, 0x1000, 16 << 20);
+        assert!(m.write_phys(Gpa(0xf_f000), &[1]));
+        let mut b = [9];
+        assert!(m.read_phys(Gpa(0xf_f000), &mut b));
+        assert_eq!(b, [0]);
+        assert!(m.take_dirty().is_empty());
     }
 }

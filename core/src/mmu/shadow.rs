@@ -377,7 +377,15 @@ impl Shadow {
         if frame.is_empty() {
             mem.set_flags(key.page as usize, page::TABLE);
         }
-        let node = |slots| Node { key, slots, parents: Vec::new(), asids: 0, used: self.clock, writes: 0, live: true };
+        let node = |slots| Node {
+            key,
+            slots,
+            parents: Vec::new(),
+            asids: 0,
+            used: self.clock,
+            writes: 0,
+            live: true,
+        };
         let empty = || vec![Slot::default(); key.format.entries()].into_boxed_slice();
         let id = match self.free.pop() {
             Some(id) => {
