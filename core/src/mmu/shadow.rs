@@ -183,10 +183,7 @@ impl Shadow {
         }
         self.clock += 1;
         for (i, s) in steps.iter().enumerate() {
-            let child = match steps.get(i + 1).and_then(|n| key(n.level, n.target)) {
-                Some(k) => Some(self.node(mem, k)),
-                None => None,
-            };
+            let child = steps.get(i + 1).and_then(|n| key(n.level, n.target)).map(|k| self.node(mem, k));
             let set =
                 self.set_slot(spaces, mem, id, format.index(lin, s.level), Slot { entry: s.entry, child });
             match child {

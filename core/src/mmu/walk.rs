@@ -206,7 +206,7 @@ impl Paging {
         match access {
             Access::Read => !smap,
             Access::Write => !smap && (rights.write || !self.wp),
-            Access::Exec => !rights.nx && !(self.smep && rights.user),
+            Access::Exec => !(rights.nx || self.smep && rights.user),
         }
     }
 

@@ -378,7 +378,7 @@ fn nodes_are_bounded_and_eviction_is_invisible() {
     let n = MAX_NODES as u64 + 1000;
     for i in 0..n {
         let lin = i << 21;
-        r.map(lin, 0x20_0000 + (i % 16) * 0x1000 | P | W);
+        r.map(lin, (0x20_0000 + (i % 16) * 0x1000) | P | W);
         r.write(lin + 8, i as u8).unwrap();
     }
     assert!(r.sys.mmu.shadow().len() <= MAX_NODES);

@@ -93,7 +93,7 @@ fn op(g: &mut Rng, format: Format) -> Op {
         78..82 => Op::System(lin),
         82..85 => Op::Bulk(lin),
         85..90 => Op::Root(POOL + g.below(PAGES) * 0x1000),
-        90..91 => Op::Pdpte(g.below(4) as usize, POOL + g.below(PAGES) * 0x1000 | u64::from(g.chance(90))),
+        90..91 => Op::Pdpte(g.below(4) as usize, (POOL + g.below(PAGES) * 0x1000) | u64::from(g.chance(90))),
         91..95 => Op::Cpl(if g.chance(50) { 3 } else { 0 }),
         95..98 => Op::Controls(g.next()),
         98 => Op::TakeDirty,
