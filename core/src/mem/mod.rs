@@ -55,6 +55,8 @@ pub struct Memory {
     pub watch_writes: Vec<Traced>,
     /// The map or the A20 mask changed: the MMU drops all shadow tables before the next translation.
     pub(crate) remapped: bool,
+    /// The `a20_mask` everything derived was made with.
+    a20_seen: u64,
 }
 
 impl Memory {
@@ -71,6 +73,7 @@ impl Memory {
             tlb: Tlb::new(pages as usize),
             watch_writes: Vec::new(),
             remapped: false,
+            a20_seen: u64::MAX,
         })
     }
 
@@ -139,13 +142,16 @@ impl Memory {
         f
     }
 
-    /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, never a table write
-    /// (see [`crate::mmu::walk::Walk::set_accessed`]).
-    pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize) {
+    /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, a table write only if `trace`
+    /// (see [`crate::mmu::walk::Walk::set_accessed`]); the walk drains `table_writes`.
+    pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize, trace: bool) {
         let f = &mut self.flags[off >> PAGE_SHIFT];
         *f |= page::DIRTY;
         if *f & page::CODE != 0 {
             self.code_writes.push(Traced { gpa, len: 1 });
+        }
+        if trace && *f & page::TABLE != 0 {
+            self.table_writes.push(Traced { gpa, len: 1 });
         }
         if *f & page::WATCH != 0 {
             self.watch_writes.push(Traced { gpa, len: 1 });
@@ -196,14 +202,22 @@ impl Memory {
 
     /// Opens (`true`) or closes the A20 gate: closed, bit 20 of every physical address the vCPUs use is zero.
     pub fn set_a20(&mut self, open: bool) {
-        let mask = if open { u64::MAX } else { !(1 << 20) };
-        if mask != self.a20_mask {
-            self.a20_mask = mask;
+        self.a20_mask = if open { u64::MAX } else { !(1 << 20) };
+        self.check_a20();
+    }
+
+    /// Notices a change of `a20_mask` that did not go through [`Memory::set_a20`]. Called at every MMU switch and
+    /// before every translation.
+    #[inline(always)]
+    pub(crate) fn check_a20(&mut self) {
+        if self.a20_mask != self.a20_seen {
+            self.a20_seen = self.a20_mask;
             self.map_changed();
         }
     }
 
     /// To be called after any change of `map` on a machine that has run: drops everything derived from it.
+    #[cold]
     pub fn map_changed(&mut self) {
         self.tlb.flush();
         self.remapped = true;

@@ -234,20 +234,24 @@ impl Shadow {
         let frame = (off >> 12) as u32;
         self.counters.traced_writes += 1;
         let mut n = 0;
-        while let Some(&id) = self.frames.get(&frame).and_then(|f| f.get(n)) {
+        while let Some(id) = self.node_of(frame, n) {
             let node = &mut self.nodes[id.0 as usize];
             node.writes += 1;
             // No table is written with stores wider than an entry.
             if node.writes > DATA_LIKE_WRITES || w.len > 8 {
                 self.counters.data_like += 1;
                 self.drop_node(spaces, mem, id);
-                // Nodes may have gone with it, also before the `n`th: begin again; what was looked at is harmless.
-                n = 0;
-                continue;
+            } else {
+                self.entries_written(spaces, mem, id, off & 0xfff, w.len);
             }
-            self.entries_written(spaces, mem, id, off & 0xfff, w.len);
-            n += 1;
+            // Other nodes of the page may have gone with it: then begin again, what was looked at is harmless.
+            n = if self.node_of(frame, n) == Some(id) { n + 1 } else { 0 };
         }
+    }
+
+    /// The `n`th node that shadows a slab page.
+    fn node_of(&self, frame: u32, n: usize) -> Option<NodeId> {
+        self.frames.get(&frame)?.get(n).copied()
     }
 
     /// Invalidates the slots of `id` whose entries overlap `len` bytes from `offset` of the page.

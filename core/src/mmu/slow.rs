@@ -331,6 +331,7 @@ impl Mmu {
         let mut w = walk(mem, paging, lin)?;
         if paging.allows(w.rights, access, view) {
             w.set_accessed(mem, write);
+            self.sync(mem);
             if w.cacheable() {
                 self.shadow.install(&mut self.spaces, mem, asid, lin, &w);
             }

@@ -382,6 +382,10 @@ fn a20_mask_applies_after_paging() {
     r.sys.mem.set_a20(true);
     assert_eq!(r.read::<u8>(0x10_0500).unwrap(), 1);
     assert_eq!(r.read::<u8>(0x500).unwrap(), 3);
+    // A mask set directly counts from the next switch on.
+    r.sys.mem.a20_mask = !(1 << 20);
+    r.ctx().mmu_switch();
+    assert_eq!(r.read::<u8>(0x10_0500).unwrap(), 3);
 }
 
 #[test]
