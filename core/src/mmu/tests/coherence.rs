@@ -445,6 +445,21 @@ fn exec_epoch_changes_when_a_fetch_translation_does() {
 }
 
 #[test]
+fn accessed_bit_that_is_an_address_bit_elsewhere_is_seen() {
+    let mut r = Rig::new(Format::Long);
+    // The upper half of the 8-byte entry is the second entry of the same page read as a 32-bit table.
+    let pt = r.map(0, 0x20_0000 | P | W | (P | W) << 32);
+    assert_eq!(r.fetch(0).unwrap(), 0x3_0020_0000);
+    let directory = 0x70_0000;
+    data(&mut r, directory, pt & !0xfff | P | W);
+    r.set_format(Format::Legacy);
+    switch_to(&mut r, directory);
+    assert_eq!(r.fetch(0x1000).unwrap(), 0);
+    r.set_format(Format::Long);
+    assert_eq!(r.fetch(0).unwrap(), 0x23_0020_0000);
+}
+
+#[test]
 fn reset_drops_everything_derived() {
     let mut r = Rig::new(Format::Long);
     r.map(0x40_0000, 0x20_0000 | P | W);
