@@ -100,6 +100,7 @@ impl Memory {
             let g = gpa + at as u64;
             let n = (bytes.len() - at).min((PAGE_SIZE - g.offset()) as usize);
             match self.map.lookup(g) {
+                Target::Ram(off) if self.read_only(off) => {}
                 Target::Ram(off) => {
                     self.note_write(g, off, n as u32);
                     self.ram.write_bytes(off, &bytes[at..at + n]);
@@ -110,6 +111,12 @@ impl Memory {
             at += n;
         }
         true
+    }
+
+    /// Is the slab page of offset `off` flagged [`page::ROM`]?
+    #[inline]
+    pub(crate) fn read_only(&self, off: usize) -> bool {
+        self.flags[off >> PAGE_SHIFT] & page::ROM != 0
     }
 
     /// Bookkeeping of a write of `len` bytes at `gpa` (inside one page, slab offset `off`) by anyone but a vCPU's

@@ -223,6 +223,7 @@ impl Ctx<'_> {
 
     fn write_place(&mut self, p: Place, len: usize, v: u128) {
         match p.target {
+            Target::Ram(off) if self.sys.mem.read_only(off) => {}
             Target::Ram(off) => self.write_ram(p.gpa, off, len, v),
             Target::Rom(_) => {}
             Target::Mmio => self.mmio_write(p.gpa, len, v),

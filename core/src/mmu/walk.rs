@@ -293,7 +293,9 @@ impl Walk {
             let new = s.entry | pte::A | dirty;
             if new != s.entry {
                 s.entry = new;
-                if let Target::Ram(off) = s.target {
+                if let Target::Ram(off) = s.target
+                    && !mem.read_only(off)
+                {
                     mem.note_accessed(s.gpa, off, s.gpa.0 & 7 != 0);
                     mem.ram.write(off, new as u8);
                 }

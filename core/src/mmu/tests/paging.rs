@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::addr::Gva;
+use crate::mem::page;
 use crate::vcpu::flags::bit;
 
 #[test]
@@ -359,6 +360,22 @@ fn rom_writes_are_dropped_and_rom_reads() {
     r.write(0xffff_0010, 1u8).unwrap();
     assert_eq!(r.read::<u8>(0xffff_0010).unwrap(), 0xab);
     assert_eq!(r.fetch(0xffff_0010).unwrap(), 0xffff_0010);
+}
+
+#[test]
+fn read_only_ram_drops_writes_of_everybody() {
+    let mut r = Rig::new(Format::Long);
+    let pt = r.map(0x40_0000, 0x20_0000 | P | W);
+    r.write(0x40_0000, 5u8).unwrap();
+    r.sys.mem.set_flags(0x200, page::ROM);
+    r.write(0x40_0000, 6u8).unwrap();
+    r.sys.mem.write_phys(Gpa(0x20_0000), &[7]);
+    assert_eq!(r.read::<u8>(0x40_0000).unwrap(), 5);
+    // Accessed bits in a read-only table are lost.
+    r.poke(pt, 0x20_0000 | P | W);
+    r.sys.mem.set_flags((pt >> 12) as usize, page::ROM);
+    r.write(0x40_0000, 6u8).unwrap();
+    assert_eq!(r.peek(pt) & (A | D), 0);
 }
 
 #[test]
