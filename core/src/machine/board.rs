@@ -9,6 +9,8 @@ mod pio;
 mod snapshot;
 mod timers;
 
+pub use mmio::IOAPIC_BASE;
+
 use super::config::MachineConfig;
 use crate::addr::GuestTime;
 use crate::clock::Clock;
