@@ -54,7 +54,9 @@ crate::impl_state!(AcpiPm, "acpi-pm", 1, {
 });
 
 impl Default for AcpiPm {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl AcpiPm {
@@ -78,10 +80,14 @@ impl AcpiPm {
     }
 
     /// The free-running 24-bit timer.
-    pub fn timer(now: GuestTime) -> u32 { CLOCK.ticks(now) as u32 & 0x00ff_ffff }
+    pub fn timer(now: GuestTime) -> u32 {
+        CLOCK.ticks(now) as u32 & 0x00ff_ffff
+    }
 
     /// The power button was pressed.
-    pub fn press_power_button(&mut self) { self.status |= pm1::POWER_BUTTON; }
+    pub fn press_power_button(&mut self) {
+        self.status |= pm1::POWER_BUTTON;
+    }
 
     /// Level of the SCI.
     pub fn sci(&self) -> bool {
@@ -91,7 +97,9 @@ impl AcpiPm {
     }
 
     /// When the timer's status bit next interrupts.
-    pub fn deadline(&self) -> Option<GuestTime> { self.next }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.next
+    }
 
     /// Sets the timer status if bit 23 toggled by `now`.
     pub fn expire(&mut self, now: GuestTime) {
@@ -105,7 +113,9 @@ impl AcpiPm {
     }
 
     /// Whether a read at `offset` depends on the time.
-    pub fn reads_time(offset: u16) -> bool { matches!(offset, 0 | 1 | 8..=11) }
+    pub fn reads_time(offset: u16) -> bool {
+        matches!(offset, 0 | 1 | 8..=11)
+    }
 
     /// Reads the byte at `offset` from the block's base.
     pub fn read(&mut self, offset: u16, now: GuestTime) -> u8 {
@@ -154,7 +164,9 @@ impl AcpiPm {
     }
 
     /// Reads port 0xB2 (0) or 0xB3 (1).
-    pub fn read_apm(&self, n: u16) -> u8 { self.apm[usize::from(n & 1)] }
+    pub fn read_apm(&self, n: u16) -> u8 {
+        self.apm[usize::from(n & 1)]
+    }
 
     /// Writes port 0xB2 or 0xB3. What firmware's SMI handler would do for the ACPI commands happens here.
     pub fn write_apm(&mut self, n: u16, v: u8) {

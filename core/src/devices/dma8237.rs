@@ -18,7 +18,9 @@ struct Controller {
 crate::impl_field!(Controller { base, current, high, command, request, mode, mask });
 
 impl Controller {
-    fn new() -> Self { Self { mask: 0x0f, ..Self::default() } }
+    fn new() -> Self {
+        Self { mask: 0x0f, ..Self::default() }
+    }
 
     fn read(&mut self, r: u8) -> u8 {
         match r & 15 {
@@ -69,17 +71,25 @@ pub struct Dma {
 crate::impl_state!(Dma, "dma8237", 1, { controllers, pages });
 
 impl Default for Dma {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Dma {
-    pub fn new() -> Self { Self { controllers: [Controller::new(), Controller::new()], pages: [0; 16] } }
+    pub fn new() -> Self {
+        Self { controllers: [Controller::new(), Controller::new()], pages: [0; 16] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// The last POST code.
-    pub fn post_code(&self) -> u8 { self.pages[0] }
+    pub fn post_code(&self) -> u8 {
+        self.pages[0]
+    }
 
     /// Reads port 0x00..=0x0F, 0x80..=0x8F or 0xC0..=0xDF.
     pub fn read(&mut self, port: u16) -> u8 {

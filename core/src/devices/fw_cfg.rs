@@ -86,7 +86,9 @@ impl FwCfg {
     }
 
     /// Byte `n` of the DMA address register.
-    pub fn read_dma(&self, n: u16) -> u8 { DMA_SIGNATURE[usize::from(n & 7)] }
+    pub fn read_dma(&self, n: u16) -> u8 {
+        DMA_SIGNATURE[usize::from(n & 7)]
+    }
 
     /// Writes half of the (big-endian) DMA address: 0 the high half, 1 the low half, which starts the transfer.
     pub fn write_dma(&mut self, half: u8, v: u32, mem: &mut Memory) {

@@ -53,7 +53,9 @@ crate::impl_state!(I8042, "i8042", 1, {
 });
 
 impl Default for I8042 {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl I8042 {
@@ -70,10 +72,14 @@ impl I8042 {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Scan codes (set 1) arrive from the keyboard's keys.
-    pub fn keys(&mut self, bytes: &[u8]) { self.keyboard.press(bytes); }
+    pub fn keys(&mut self, bytes: &[u8]) {
+        self.keyboard.press(bytes);
+    }
 
     /// Moves the next waiting byte into the output buffer if that is free. Call after sampling the lines, so that
     /// the board sees them fall between two bytes.
@@ -97,7 +103,9 @@ impl I8042 {
     }
 
     /// Level of IRQ12.
-    pub fn irq12(&self) -> bool { matches!(self.output, Some((_, true))) && self.config & config::AUX_IRQ != 0 }
+    pub fn irq12(&self) -> bool {
+        matches!(self.output, Some((_, true))) && self.config & config::AUX_IRQ != 0
+    }
 
     /// Port 0x64.
     pub fn read_status(&self) -> u8 {
@@ -112,7 +120,9 @@ impl I8042 {
     }
 
     /// Port 0x60: empties the output buffer. An empty one gives zero.
-    pub fn read_data(&mut self) -> u8 { self.output.take().map_or(0, |(b, _)| b) }
+    pub fn read_data(&mut self) -> u8 {
+        self.output.take().map_or(0, |(b, _)| b)
+    }
 
     /// Port 0x64: a controller command. `a20` is the gate's state, part of the output port.
     pub fn write_command(&mut self, v: u8, a20: bool) -> Option<Request> {

@@ -36,8 +36,23 @@ struct Chip {
 }
 
 crate::impl_field!(Chip {
-    irr, imr, isr, lines, elcr, base, lowest, icw, icw3, needs_icw4, single, read_isr, poll, special_mask,
-    special_fully_nested, auto_eoi, rotate_on_auto_eoi,
+    irr,
+    imr,
+    isr,
+    lines,
+    elcr,
+    base,
+    lowest,
+    icw,
+    icw3,
+    needs_icw4,
+    single,
+    read_isr,
+    poll,
+    special_mask,
+    special_fully_nested,
+    auto_eoi,
+    rotate_on_auto_eoi,
 });
 
 impl Chip {
@@ -64,7 +79,9 @@ impl Chip {
     }
 
     /// Distance from the highest priority: 0 is served first.
-    fn rank(&self, n: u8) -> u8 { n.wrapping_sub(self.lowest).wrapping_sub(1) & 7 }
+    fn rank(&self, n: u8) -> u8 {
+        n.wrapping_sub(self.lowest).wrapping_sub(1) & 7
+    }
 
     /// The highest-priority input among `bits`.
     fn highest(&self, bits: u8) -> Option<u8> {
@@ -219,14 +236,20 @@ pub struct PicPair {
 crate::impl_state!(PicPair, "i8259", 1, { master, slave });
 
 impl Default for PicPair {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl PicPair {
-    pub const fn new() -> Self { Self { master: Chip::new(), slave: Chip::new() } }
+    pub const fn new() -> Self {
+        Self { master: Chip::new(), slave: Chip::new() }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Sets ISA interrupt line `n` (0..=15; 2 is the cascade and not an input).
     pub fn set_line(&mut self, n: u8, level: bool) {
@@ -249,7 +272,9 @@ impl PicPair {
     }
 
     /// Level of the master's INT output.
-    pub fn output(&self) -> bool { self.master.request().is_some() }
+    pub fn output(&self) -> bool {
+        self.master.request().is_some()
+    }
 
     /// The INTA sequence: returns the vector. Without a request it is a spurious IR7 of the chip that was asked.
     pub fn acknowledge(&mut self) -> u8 {

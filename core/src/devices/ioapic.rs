@@ -44,14 +44,20 @@ pub struct IoApic {
 crate::impl_state!(IoApic, "ioapic", 1, { select, id, table, lines });
 
 impl Default for IoApic {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl IoApic {
-    pub const fn new() -> Self { Self { select: 0, id: 0, table: [rte::MASK; PINS], lines: 0 } }
+    pub const fn new() -> Self {
+        Self { select: 0, id: 0, table: [rte::MASK; PINS], lines: 0 }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Changes pin `pin`; the message to send, if that asks for one. Tell [`IoApic::accepted`] if it was taken.
     pub fn set_line(&mut self, pin: u8, level: bool) -> Option<Message> {

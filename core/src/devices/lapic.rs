@@ -68,7 +68,9 @@ pub enum ApicMode {
 }
 
 impl Field for ApicMode {
-    fn put(&self, w: &mut Writer) { (*self as u8).put(w); }
+    fn put(&self, w: &mut Writer) {
+        (*self as u8).put(w);
+    }
     fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
         Ok(match u8::get(r)? {
             0 => ApicMode::Disabled,
@@ -160,7 +162,9 @@ fn highest(bits: &[u32; 8]) -> Option<u8> {
 }
 
 #[inline]
-fn get(bits: &[u32; 8], v: u8) -> bool { bits[usize::from(v >> 5)] >> (v & 31) & 1 != 0 }
+fn get(bits: &[u32; 8], v: u8) -> bool {
+    bits[usize::from(v >> 5)] >> (v & 31) & 1 != 0
+}
 #[inline]
 fn put(bits: &mut [u32; 8], v: u8, on: bool) {
     let w = &mut bits[usize::from(v >> 5)];
@@ -201,7 +205,9 @@ impl Lapic {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(self.index); }
+    pub fn reset(&mut self) {
+        *self = Self::new(self.index);
+    }
 
     /// INIT (10.4.7.3): as power-on, but mode, base and ID stay, and the LVT is masked.
     pub fn init(&mut self) {
@@ -209,9 +215,13 @@ impl Lapic {
         *self = Self { mode, base, id, lvt: [LVT_MASKED; 6], ..Self::new(index) };
     }
 
-    pub fn mode(&self) -> ApicMode { self.mode }
+    pub fn mode(&self) -> ApicMode {
+        self.mode
+    }
     /// Base address of the register page, from IA32_APIC_BASE.
-    pub fn base(&self) -> u64 { self.base }
+    pub fn base(&self) -> u64 {
+        self.base
+    }
 
     /// IA32_APIC_BASE was written. Disabling loses all state (10.4.3).
     pub fn set_base(&mut self, msr: u64) {
@@ -233,10 +243,16 @@ impl Lapic {
     }
 
     /// CR8 is bits 7:4 of the task-priority register (10.8.6.1).
-    pub fn cr8(&self) -> u8 { self.tpr >> 4 }
-    pub fn set_cr8(&mut self, v: u8) { self.tpr = v << 4; }
+    pub fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+    pub fn set_cr8(&mut self, v: u8) {
+        self.tpr = v << 4;
+    }
 
-    fn enabled(&self) -> bool { self.mode != ApicMode::Disabled && self.svr & SVR_ENABLE != 0 }
+    fn enabled(&self) -> bool {
+        self.mode != ApicMode::Disabled && self.svr & SVR_ENABLE != 0
+    }
 
     /// Processor priority (10.8.3.1).
     pub fn ppr(&self) -> u8 {
@@ -335,7 +351,9 @@ impl Lapic {
         }
     }
 
-    fn x2apic_ldr(&self) -> u32 { u32::from(self.index >> 4) << 16 | 1 << (self.index & 15) }
+    fn x2apic_ldr(&self) -> u32 {
+        u32::from(self.index >> 4) << 16 | 1 << (self.index & 15)
+    }
 
     /// End of interrupt: the vector to broadcast if it was level-triggered.
     pub fn eoi(&mut self) -> Effect {
@@ -513,8 +531,12 @@ impl Lapic {
 
 // The timer (10.5.4).
 impl Lapic {
-    fn timer_mode(&self) -> u32 { self.lvt[Lvt::Timer as usize] >> 17 & 3 }
-    fn timer_masked(&self) -> bool { self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0 }
+    fn timer_mode(&self) -> u32 {
+        self.lvt[Lvt::Timer as usize] >> 17 & 3
+    }
+    fn timer_masked(&self) -> bool {
+        self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0
+    }
 
     /// log2 of the divider: bits 3, 1, 0 of the divide configuration register; 0b111 divides by one.
     fn divide_shift(&self) -> u32 {
@@ -523,7 +545,9 @@ impl Lapic {
     }
 
     /// Nanoseconds from initial count to zero.
-    fn period(&self) -> u64 { u64::from(self.initial_count) << self.divide_shift() }
+    fn period(&self) -> u64 {
+        u64::from(self.initial_count) << self.divide_shift()
+    }
 
     fn start_timer(&mut self, count: u32, now: GuestTime) {
         if self.timer_mode() >= 2 {
@@ -593,7 +617,9 @@ impl Lapic {
     }
 
     /// IA32_TSC_DEADLINE: zero unless armed.
-    pub fn tsc_deadline(&self) -> u64 { if self.timer_mode() == 2 { self.tsc_deadline } else { 0 } }
+    pub fn tsc_deadline(&self) -> u64 {
+        if self.timer_mode() == 2 { self.tsc_deadline } else { 0 }
+    }
 
     /// WRMSR of IA32_TSC_DEADLINE: ignored outside TSC-deadline mode; zero disarms.
     pub fn set_tsc_deadline(&mut self, tsc: u64, at: GuestTime) {

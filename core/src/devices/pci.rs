@@ -69,7 +69,9 @@ impl crate::state::State for Pci {
 }
 
 impl Default for Pci {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// 440FX: class 0600. PAM and SMRAM registers are stored.
@@ -133,14 +135,22 @@ fn power_management() -> Function {
 }
 
 impl Pci {
-    pub fn new() -> Self { Self { address: 0, functions: vec![host_bridge(), isa_bridge(), power_management()] } }
+    pub fn new() -> Self {
+        Self { address: 0, functions: vec![host_bridge(), isa_bridge(), power_management()] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// CONFIG_ADDRESS (port 0xCF8, 32-bit accesses only).
-    pub fn read_address(&self) -> u32 { self.address }
-    pub fn write_address(&mut self, v: u32) { self.address = v & 0x80ff_fffc; }
+    pub fn read_address(&self) -> u32 {
+        self.address
+    }
+    pub fn write_address(&mut self, v: u32) {
+        self.address = v & 0x80ff_fffc;
+    }
 
     fn selected(&mut self) -> Option<(&mut Function, u8)> {
         if self.address >> 31 == 0 || self.address >> 16 & 0xff != 0 {
@@ -164,9 +174,10 @@ impl Pci {
     }
 
     fn word(&self, devfn: u8, at: u8) -> u16 {
-        self.functions.iter().find(|f| f.devfn == devfn).map_or(0, |f| {
-            u16::from_le_bytes([f.bytes[usize::from(at)], f.bytes[usize::from(at | 1)]])
-        })
+        self.functions
+            .iter()
+            .find(|f| f.devfn == devfn)
+            .map_or(0, |f| u16::from_le_bytes([f.bytes[usize::from(at)], f.bytes[usize::from(at | 1)]]))
     }
 
     /// Base of the power-management I/O block, if it is decoded.

@@ -41,8 +41,21 @@ struct Counter {
 }
 
 crate::impl_field!(Counter {
-    mode, bcd, access, gate, null_count, loaded, reload, start, stopped_at, next_reload, write_low, read_high, latch,
-    status_latch, edge,
+    mode,
+    bcd,
+    access,
+    gate,
+    null_count,
+    loaded,
+    reload,
+    start,
+    stopped_at,
+    next_reload,
+    write_low,
+    read_high,
+    latch,
+    status_latch,
+    edge,
 });
 
 impl Counter {
@@ -66,13 +79,21 @@ impl Counter {
         }
     }
 
-    fn periodic(&self) -> bool { matches!(self.mode, 2 | 3) }
+    fn periodic(&self) -> bool {
+        matches!(self.mode, 2 | 3)
+    }
     /// Modes started by a rising gate rather than by the count's arrival.
-    fn triggered(&self) -> bool { matches!(self.mode, 1 | 5) }
-    fn modulus(&self) -> u64 { u64::from(self.reload.clamp(1, 0x10000)) }
+    fn triggered(&self) -> bool {
+        matches!(self.mode, 1 | 5)
+    }
+    fn modulus(&self) -> u64 {
+        u64::from(self.reload.clamp(1, 0x10000))
+    }
 
     /// Ticks counted since the load.
-    fn elapsed(&self, tick: u64) -> u64 { self.stopped_at.unwrap_or_else(|| tick.saturating_sub(self.start)) }
+    fn elapsed(&self, tick: u64) -> u64 {
+        self.stopped_at.unwrap_or_else(|| tick.saturating_sub(self.start))
+    }
 
     /// Applies a count written during the previous period.
     fn sync(&mut self, tick: u64) {
@@ -294,15 +315,21 @@ pub struct Pit {
 crate::impl_state!(Pit, "pit", 1, { counters });
 
 impl Default for Pit {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Pit {
     /// Counters 0 and 1 have their gates tied high.
-    pub const fn new() -> Self { Self { counters: [Counter::new(true), Counter::new(true), Counter::new(false)] } }
+    pub const fn new() -> Self {
+        Self { counters: [Counter::new(true), Counter::new(true), Counter::new(false)] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Reads counter `n` (port 0x40 + `n`); the control port 0x43 cannot be read.
     pub fn read(&mut self, n: u8, now: GuestTime) -> u8 {
@@ -360,7 +387,9 @@ impl Pit {
     }
 
     /// Counter 2's gate (port 0x61 bit 0).
-    pub fn set_gate2(&mut self, gate: bool, now: GuestTime) { self.counters[2].set_gate(gate, CLOCK.ticks(now)); }
+    pub fn set_gate2(&mut self, gate: bool, now: GuestTime) {
+        self.counters[2].set_gate(gate, CLOCK.ticks(now));
+    }
 
     /// Counter 2's output (port 0x61 bit 5).
     pub fn out2(&mut self, now: GuestTime) -> bool {
@@ -370,7 +399,9 @@ impl Pit {
     }
 
     /// When counter 0's output next rises.
-    pub fn deadline(&self) -> Option<GuestTime> { self.counters[0].edge.map(|t| CLOCK.time_of(t)) }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.counters[0].edge.map(|t| CLOCK.time_of(t))
+    }
 
     /// True if counter 0's output rose since the last call; several missed periods count as one.
     pub fn expire(&mut self, now: GuestTime) -> bool {

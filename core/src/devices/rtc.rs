@@ -109,7 +109,9 @@ impl Rtc {
         self.ram[0x5f] = vcpus.saturating_sub(1);
     }
 
-    fn word(&mut self, at: usize, v: u64) { self.ram[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()); }
+    fn word(&mut self, at: usize, v: u64) {
+        self.ram[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes());
+    }
 
     /// System reset: interrupts off, flags clear. The battery keeps time and memory.
     pub fn reset(&mut self) {
@@ -120,10 +122,14 @@ impl Rtc {
     }
 
     /// Level of IRQ8.
-    pub fn irq(&self) -> bool { self.ram[usize::from(reg::C)] & IRQF != 0 }
+    pub fn irq(&self) -> bool {
+        self.ram[usize::from(reg::C)] & IRQF != 0
+    }
 
     /// When an enabled interrupt is next due.
-    pub fn deadline(&self) -> Option<GuestTime> { self.next }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.next
+    }
 
     /// Sets the flags due by `now`.
     pub fn expire(&mut self, now: GuestTime) {
@@ -132,13 +138,19 @@ impl Rtc {
     }
 
     /// Port 0x70: selects a register (bit 7 is the board's NMI mask).
-    pub fn select(&mut self, v: u8) { self.index = v & 0x7f; }
+    pub fn select(&mut self, v: u8) {
+        self.index = v & 0x7f;
+    }
 
     /// The shutdown byte and others without a clock function.
-    pub fn peek(&self, index: u8) -> u8 { self.ram[usize::from(index & 0x7f)] }
+    pub fn peek(&self, index: u8) -> u8 {
+        self.ram[usize::from(index & 0x7f)]
+    }
 
     /// Whether a read of the selected register depends on the time.
-    pub fn reads_time(&self) -> bool { matches!(self.index, 0..=reg::C | reg::CENTURY) }
+    pub fn reads_time(&self) -> bool {
+        matches!(self.index, 0..=reg::C | reg::CENTURY)
+    }
 
     /// Port 0x71.
     pub fn read(&mut self, now: GuestTime) -> u8 {
@@ -203,10 +215,14 @@ impl Rtc {
         self.schedule(now);
     }
 
-    fn b(&self) -> u8 { self.ram[usize::from(reg::B)] }
+    fn b(&self) -> u8 {
+        self.ram[usize::from(reg::B)]
+    }
 
     /// Updates are halted by SET or by holding the divider in reset.
-    fn halted(&self) -> bool { self.b() & B_SET != 0 || self.ram[usize::from(reg::A)] & 0x60 == 0x60 }
+    fn halted(&self) -> bool {
+        self.b() & B_SET != 0 || self.ram[usize::from(reg::A)] & 0x60 == 0x60
+    }
 
     /// Before a change that may halt the clock: freezes the time into the registers.
     fn pause(&mut self, now: GuestTime) {
@@ -223,16 +239,24 @@ impl Rtc {
     }
 
     /// Nanoseconds into the current second.
-    fn phase(&self, now: GuestTime) -> u64 { now.0.saturating_sub(self.base.0) % NS_PER_SEC }
+    fn phase(&self, now: GuestTime) -> u64 {
+        now.0.saturating_sub(self.base.0) % NS_PER_SEC
+    }
 
     fn seconds(&self, now: GuestTime) -> u64 {
         self.base_seconds.saturating_add(now.0.saturating_sub(self.base.0) / NS_PER_SEC)
     }
 
-    fn updating(&self, now: GuestTime) -> bool { !self.halted() && self.phase(now) >= NS_PER_SEC - UIP_NS }
+    fn updating(&self, now: GuestTime) -> bool {
+        !self.halted() && self.phase(now) >= NS_PER_SEC - UIP_NS
+    }
 
-    fn encode(&self, v: u64) -> u8 { if self.b() & B_BINARY != 0 { v as u8 } else { to_bcd(v as u8) } }
-    fn decode(&self, v: u8) -> u64 { u64::from(if self.b() & B_BINARY != 0 { v } else { from_bcd(v) }) }
+    fn encode(&self, v: u64) -> u8 {
+        if self.b() & B_BINARY != 0 { v as u8 } else { to_bcd(v as u8) }
+    }
+    fn decode(&self, v: u8) -> u64 {
+        u64::from(if self.b() & B_BINARY != 0 { v } else { from_bcd(v) })
+    }
 
     fn encode_hour(&self, hour: u64) -> u8 {
         if self.b() & B_24H != 0 {
@@ -334,7 +358,9 @@ impl Rtc {
         let h = h.map(|v| self.decode_hour(v));
         let matches = |t: u64| {
             let d = t % DAY_SECONDS;
-            s.is_none_or(|s| s == d % 60) && m.is_none_or(|m| m == d / 60 % 60) && h.is_none_or(|h| h == d / 3600)
+            s.is_none_or(|s| s == d % 60)
+                && m.is_none_or(|m| m == d / 60 % 60)
+                && h.is_none_or(|h| h == d / 3600)
         };
         (from..=to.min(from.saturating_add(DAY_SECONDS - 1))).find(|t| matches(*t))
     }
@@ -392,11 +418,8 @@ impl Rtc {
             return;
         }
         let next_second = self.seconds(now).saturating_add(1);
-        let target = if b & UPDATE != 0 {
-            Some(next_second)
-        } else {
-            self.alarm_between(next_second, u64::MAX)
-        };
+        let target =
+            if b & UPDATE != 0 { Some(next_second) } else { self.alarm_between(next_second, u64::MAX) };
         if let Some(t) = target {
             let ns = t.saturating_sub(self.base_seconds).saturating_mul(NS_PER_SEC);
             let t = GuestTime(self.base.0.saturating_add(ns));

@@ -23,7 +23,9 @@ pub struct SysCtl {
 crate::impl_state!(SysCtl, "sysctl", 1, { port61, port92, reset_control, a20, nmi_masked });
 
 impl Default for SysCtl {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SysCtl {
@@ -33,7 +35,9 @@ impl SysCtl {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Port 0x61; `out2` is counter 2's output.
     pub fn read61(&self, out2: bool, now: GuestTime) -> u8 {
@@ -47,7 +51,9 @@ impl SysCtl {
         v & 1 != 0
     }
 
-    pub fn read92(&self) -> u8 { self.port92 | u8::from(self.a20) << 1 }
+    pub fn read92(&self) -> u8 {
+        self.port92 | u8::from(self.a20) << 1
+    }
 
     /// Port 0x92: sets A20; true for a fast reset (bit 0 rising).
     pub fn write92(&mut self, v: u8) -> bool {
@@ -57,7 +63,9 @@ impl SysCtl {
         rising
     }
 
-    pub fn read_reset_control(&self) -> u8 { self.reset_control }
+    pub fn read_reset_control(&self) -> u8 {
+        self.reset_control
+    }
 
     /// Port 0xCF9: true for a reset (bit 2 rising).
     pub fn write_reset_control(&mut self, v: u8) -> bool {

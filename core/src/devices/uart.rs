@@ -65,7 +65,9 @@ crate::impl_state!(Uart, "uart", 1, {
 });
 
 impl Default for Uart {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Uart {
@@ -98,8 +100,12 @@ impl Uart {
         self.feed();
     }
 
-    fn fifos_on(&self) -> bool { self.fcr & 1 != 0 }
-    fn looped(&self) -> bool { self.mcr & mcr::LOOP != 0 }
+    fn fifos_on(&self) -> bool {
+        self.fcr & 1 != 0
+    }
+    fn looped(&self) -> bool {
+        self.mcr & mcr::LOOP != 0
+    }
 
     /// Moves waiting bytes into the receiver if the guest listens and there is room.
     fn feed(&mut self) {
@@ -133,7 +139,9 @@ impl Uart {
     }
 
     /// Level of the interrupt output. It is not gated by OUT2, as guests exist that never set it.
-    pub fn irq(&self) -> bool { self.cause() != 0x01 }
+    pub fn irq(&self) -> bool {
+        self.cause() != 0x01
+    }
 
     /// The modem status lines: the peer's, or the own outputs in loopback.
     fn modem_lines(&self) -> u8 {

@@ -14,12 +14,18 @@ pub const WINDOW_SIZE: usize = 0x20000;
 struct Display(Box<[u8]>);
 
 impl std::fmt::Debug for Display {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("Display") }
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Display")
+    }
 }
 
 impl Field for Display {
-    fn put(&self, w: &mut Writer) { w.bytes.extend_from_slice(&self.0); }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { Ok(Self(r.take(WINDOW_SIZE)?.into())) }
+    fn put(&self, w: &mut Writer) {
+        w.bytes.extend_from_slice(&self.0);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(Self(r.take(WINDOW_SIZE)?.into()))
+    }
 }
 
 /// The adapter's registers and memory.
@@ -53,7 +59,9 @@ crate::impl_state!(Vga, "vga", 1, {
 });
 
 impl Default for Vga {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Vga {
@@ -79,24 +87,32 @@ impl Vga {
             display: Display(vec![0; WINDOW_SIZE].into()),
         };
         let crtc = [
-            0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0x00, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e, 0x8f, 0x28,
-            0x1f, 0x96, 0xb9, 0xa3, 0xff,
+            0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0x00, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e,
+            0x8f, 0x28, 0x1f, 0x96, 0xb9, 0xa3, 0xff,
         ];
         v.crtc[..crtc.len()].copy_from_slice(&crtc);
         v
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// The text screen's memory (0xB8000), for viewers.
-    pub fn text(&self) -> &[u8] { &self.display.0[0x18000..] }
+    pub fn text(&self) -> &[u8] {
+        &self.display.0[0x18000..]
+    }
 
     /// Cursor position as a character offset from the start of display memory.
-    pub fn cursor(&self) -> u16 { u16::from_be_bytes([self.crtc[14], self.crtc[15]]) }
+    pub fn cursor(&self) -> u16 {
+        u16::from_be_bytes([self.crtc[14], self.crtc[15]])
+    }
 
     /// Start of the displayed page, in characters.
-    pub fn start(&self) -> u16 { u16::from_be_bytes([self.crtc[12], self.crtc[13]]) }
+    pub fn start(&self) -> u16 {
+        u16::from_be_bytes([self.crtc[12], self.crtc[13]])
+    }
 
     /// Reads display memory at `offset` of the window, little-endian.
     pub fn read_memory(&self, offset: u64, size: u8) -> u64 {

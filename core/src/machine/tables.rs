@@ -30,7 +30,9 @@ pub fn install(mem: &mut Memory, config: &MachineConfig) -> u64 {
 }
 
 /// The byte that makes the sum of all bytes zero.
-fn checksum(bytes: &[u8]) -> u8 { bytes.iter().fold(0u8, |s, b| s.wrapping_sub(*b)) }
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |s, b| s.wrapping_sub(*b))
+}
 
 /// A table: standard header and body.
 fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
