@@ -415,3 +415,156 @@ impl Pit {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time `n` ticks after power-on.
+    fn at(n: u64) -> GuestTime { CLOCK.time_of(n) }
+
+    fn load(p: &mut Pit, n: u8, control: u8, count: u16, tick: u64) {
+        p.write(3, control, at(tick));
+        p.write(n, count as u8, at(tick));
+        p.write(n, (count >> 8) as u8, at(tick));
+    }
+
+    fn read16(p: &mut Pit, n: u8, tick: u64) -> u16 { u16::from_le_bytes([p.read(n, at(tick)), p.read(n, at(tick))]) }
+
+    fn status(p: &mut Pit, n: u8, tick: u64) -> u8 {
+        p.write(3, 0xe0 | 2 << n, at(tick));
+        p.read(n, at(tick))
+    }
+
+    #[test]
+    fn pit_mode0_counts_to_terminal_count_once() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x30, 1000, 10);
+        assert_eq!(read16(&mut p, 0, 10), 1000);
+        assert_eq!(read16(&mut p, 0, 110), 900);
+        assert_eq!(p.deadline(), Some(at(1010)));
+        assert!(!p.expire(at(1009)));
+        assert_eq!(status(&mut p, 0, 1009) & 0x80, 0);
+        assert!(p.expire(at(1010)));
+        assert_eq!(status(&mut p, 0, 1010) & 0x80, 0x80);
+        assert_eq!(p.deadline(), None);
+        assert_eq!(read16(&mut p, 0, 1011), 0xffff, "it goes on counting");
+    }
+
+    #[test]
+    fn pit_mode2_reloads_every_period() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 100, 0);
+        assert_eq!(p.deadline(), Some(at(100)));
+        assert!(p.expire(at(100)));
+        assert_eq!(p.deadline(), Some(at(200)));
+        assert_eq!(read16(&mut p, 0, 199), 1);
+        assert_eq!(status(&mut p, 0, 199) & 0x80, 0, "low for the last clock");
+        assert_eq!(read16(&mut p, 0, 200), 100);
+        assert!(p.expire(at(1050)), "missed periods give one edge");
+        assert_eq!(p.deadline(), Some(at(1100)));
+    }
+
+    #[test]
+    fn pit_mode3_counts_by_two_and_is_square() {
+        let mut p = Pit::new();
+        load(&mut p, 2, 0xb6, 100, 0);
+        p.set_gate2(true, at(0));
+        assert_eq!(read16(&mut p, 2, 0), 100);
+        assert_eq!(read16(&mut p, 2, 10), 80);
+        assert_eq!(read16(&mut p, 2, 60), 80);
+        assert!(p.out2(at(49)) && !p.out2(at(50)) && p.out2(at(100)));
+        load(&mut p, 2, 0xb6, 5, 1000);
+        assert!(p.out2(at(1002)) && !p.out2(at(1003)) && p.out2(at(1005)), "an odd count is high one clock longer");
+    }
+
+    #[test]
+    fn pit_mode4_strobes_after_terminal_count() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x38, 50, 0);
+        assert_eq!(status(&mut p, 0, 49) & 0x80, 0x80);
+        assert_eq!(status(&mut p, 0, 50) & 0x80, 0);
+        assert_eq!(p.deadline(), Some(at(51)));
+        assert!(p.expire(at(51)));
+        assert_eq!(p.deadline(), None);
+    }
+
+    #[test]
+    fn pit_mode1_waits_for_the_gate() {
+        let mut p = Pit::new();
+        load(&mut p, 2, 0xb2, 20, 0);
+        assert!(p.out2(at(100)));
+        p.set_gate2(true, at(100));
+        assert!(!p.out2(at(119)) && p.out2(at(120)));
+        p.set_gate2(false, at(130));
+        p.set_gate2(true, at(200));
+        assert!(!p.out2(at(219)), "retriggered");
+    }
+
+    #[test]
+    fn pit_gate_low_stops_mode0() {
+        let mut p = Pit::new();
+        p.set_gate2(true, at(0));
+        load(&mut p, 2, 0xb0, 1000, 0);
+        p.set_gate2(false, at(400));
+        assert_eq!(read16(&mut p, 2, 900), 600);
+        p.set_gate2(true, at(1000));
+        assert_eq!(read16(&mut p, 2, 1100), 500);
+        assert!(!p.out2(at(1599)) && p.out2(at(1600)));
+    }
+
+    #[test]
+    fn pit_latch_holds_until_read() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 5000, 0);
+        p.write(3, 0x00, at(100));
+        p.write(3, 0x00, at(200));
+        assert_eq!(read16(&mut p, 0, 300), 4900, "the second latch is ignored");
+        assert_eq!(read16(&mut p, 0, 300), 4700);
+    }
+
+    #[test]
+    fn pit_read_back_gives_status_then_count() {
+        let mut p = Pit::new();
+        p.write(3, 0x34, at(0));
+        p.write(3, 0xc2, at(0));
+        assert_eq!(p.read(0, at(0)) & 0x7f, 0x74, "null count, both bytes, mode 2");
+        p.read(0, at(0));
+        p.read(0, at(0));
+        p.write(0, 100, at(0));
+        p.write(0, 0, at(0));
+        assert_eq!(status(&mut p, 0, 1), 0xb4);
+    }
+
+    #[test]
+    fn pit_bcd_counts_in_decimal() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x35, 0x1000, 0);
+        assert_eq!(read16(&mut p, 0, 1), 0x0999);
+        load(&mut p, 0, 0x35, 0, 0);
+        assert_eq!(read16(&mut p, 0, 1), 0x9999);
+    }
+
+    #[test]
+    fn pit_zero_means_65536() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 0, 0);
+        assert_eq!(p.deadline(), Some(at(0x10000)));
+    }
+
+    #[test]
+    fn pit_new_count_of_mode2_waits_for_the_period() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 100, 0);
+        p.write(0, 50, at(130));
+        p.write(0, 0, at(130));
+        assert_eq!(p.deadline(), Some(at(200)));
+        assert!(p.expire(at(200)));
+        assert_eq!(p.deadline(), Some(at(250)));
+    }
+
+    #[test]
+    fn pit_control_port_reads_ones() {
+        assert_eq!(Pit::new().read(3, at(5)), 0xff);
+    }
+}
