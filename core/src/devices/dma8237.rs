@@ -111,3 +111,41 @@ impl Dma {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dma_count_reads_back_through_the_flip_flop() {
+        let mut d = Dma::new();
+        d.write(0x0c, 0);
+        d.write(0x03, 0x34);
+        d.write(0x03, 0x12);
+        assert_eq!((d.read(0x03), d.read(0x03)), (0x34, 0x12));
+        d.write(0xd8, 0);
+        d.write(0xc0, 0xaa);
+        d.write(0xd8, 0);
+        assert_eq!(d.read(0xc0), 0xaa);
+    }
+
+    #[test]
+    fn dma_masks_follow_single_and_all_mask_writes() {
+        let mut d = Dma::new();
+        assert_eq!(d.read(0x0f), 0xff);
+        d.write(0x0a, 0x02);
+        assert_eq!(d.read(0x0f), 0xfb);
+        d.write(0x0e, 0);
+        assert_eq!(d.read(0x0f), 0xf0);
+        d.write(0x0d, 0);
+        assert_eq!(d.read(0x0f), 0xff);
+    }
+
+    #[test]
+    fn page_registers_hold_post_codes() {
+        let mut d = Dma::new();
+        d.write(0x80, 0x5a);
+        d.write(0x87, 0x11);
+        assert_eq!((d.post_code(), d.read(0x80), d.read(0x87)), (0x5a, 0x5a, 0x11));
+    }
+}

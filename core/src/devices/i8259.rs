@@ -56,10 +56,11 @@ crate::impl_field!(Chip {
 });
 
 impl Chip {
+    /// Before ICW1 a chip's behaviour is undefined: it is fully masked here, as firmware leaves it.
     const fn new() -> Self {
         Self {
             irr: 0,
-            imr: 0,
+            imr: 0xff,
             isr: 0,
             lines: 0,
             elcr: 0,
@@ -154,10 +155,9 @@ impl Chip {
 
     /// ICW1.
     fn initialise(&mut self, v: u8) {
-        let Self { lines, elcr, base, imr: _, .. } = *self;
+        let Self { lines, elcr, base, .. } = *self;
         // Edge detection starts afresh: an input already high must fall and rise again.
-        *self = Self { lines, elcr, base, ..Self::new() };
-        self.irr = lines & elcr;
+        *self = Self { lines, elcr, base, irr: lines & elcr, imr: 0, ..Self::new() };
         self.icw = 2;
         self.single = v & 0x02 != 0;
         self.needs_icw4 = v & 0x01 != 0;

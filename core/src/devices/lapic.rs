@@ -851,8 +851,12 @@ mod tests {
         assert!(a.addressed(true, 0x03, 0xff) && !a.addressed(true, 0x05, 0xff));
         a.mmio_write(reg::DFR, 0x0fff_ffff, T0);
         a.mmio_write(reg::LDR, 0x2100_0000, T0);
-        assert!(a.addressed(true, 0x21, 0xff) && !a.addressed(true, 0x11, 0xff) && !a.addressed(true, 0x22, 0xff));
-        assert!(a.addressed(false, 1, 0xff) && !a.addressed(false, 2, 0xff) && a.addressed(false, 0xff, 0xff));
+        assert!(
+            a.addressed(true, 0x21, 0xff) && !a.addressed(true, 0x11, 0xff) && !a.addressed(true, 0x22, 0xff)
+        );
+        assert!(
+            a.addressed(false, 1, 0xff) && !a.addressed(false, 2, 0xff) && a.addressed(false, 0xff, 0xff)
+        );
     }
 
     #[test]
@@ -872,8 +876,14 @@ mod tests {
         for r in [reg::DFR, reg::ICR_HIGH, reg::EOI, reg::SELF_IPI, 0x00, 0x3a] {
             assert_eq!(a.x2apic_read(r, T0), None, "read {r:#x}");
         }
-        for (r, v) in [(reg::ID, 0), (reg::LDR, 0), (reg::EOI, 1), (reg::ESR, 1), (reg::TPR, 0x100), (reg::ICR, 1 << 12)]
-        {
+        for (r, v) in [
+            (reg::ID, 0),
+            (reg::LDR, 0),
+            (reg::EOI, 1),
+            (reg::ESR, 1),
+            (reg::TPR, 0x100),
+            (reg::ICR, 1 << 12),
+        ] {
             assert_eq!(a.x2apic_write(r, v, T0), None, "write {r:#x}");
         }
         assert_eq!(enabled(0).x2apic_read(reg::ID, T0), None, "xAPIC mode");

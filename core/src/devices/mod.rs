@@ -6,7 +6,7 @@
 pub mod acpi_pm;
 mod calendar;
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 pub mod dma8237;
 pub mod fw_cfg;
 pub mod i8042;

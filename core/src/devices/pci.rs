@@ -187,3 +187,64 @@ impl Pci {
         (enabled && base != 0).then_some(base)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(p: &mut Pci, devfn: u8, at: u8) -> u32 {
+        p.write_address(0x8000_0000 | u32::from(devfn) << 8 | u32::from(at));
+        u32::from_le_bytes([0, 1, 2, 3].map(|n| p.read_data(n)))
+    }
+
+    #[test]
+    fn pci_chipset_identities() {
+        let mut p = Pci::new();
+        assert_eq!(read(&mut p, devfn::HOST, 0), 0x1237_8086);
+        assert_eq!(read(&mut p, devfn::ISA, 0), 0x7000_8086);
+        assert_eq!(read(&mut p, devfn::POWER, 0), 0x7113_8086);
+        assert_eq!(read(&mut p, devfn::ISA, 0x0c) >> 16 & 0x80, 0x80, "multi-function");
+        assert_eq!(read(&mut p, devfn::HOST, 8) >> 16, 0x0600);
+        assert_eq!(read(&mut p, devfn::ISA, 8) >> 16, 0x0601);
+    }
+
+    #[test]
+    fn pci_absent_function_reads_ones() {
+        let mut p = Pci::new();
+        assert_eq!(read(&mut p, 5 << 3, 0), u32::MAX);
+        p.write_address(0x8001_0000);
+        assert_eq!(p.read_data(0), 0xff, "another bus");
+        p.write_address(0x0000_0000);
+        assert_eq!(p.read_data(0), 0xff, "mechanism off");
+    }
+
+    #[test]
+    fn pci_read_only_bits_ignore_writes() {
+        let mut p = Pci::new();
+        read(&mut p, devfn::HOST, 0);
+        (0..4).for_each(|n| p.write_data(n, 0));
+        assert_eq!(read(&mut p, devfn::HOST, 0), 0x1237_8086);
+        read(&mut p, devfn::HOST, 0x58);
+        p.write_data(1, 0xff);
+        assert_eq!(read(&mut p, devfn::HOST, 0x58), 0x3300, "PAM0");
+    }
+
+    #[test]
+    fn pci_address_reserved_bits_read_zero() {
+        let mut p = Pci::new();
+        p.write_address(u32::MAX);
+        assert_eq!(p.read_address(), 0x80ff_fffc);
+    }
+
+    #[test]
+    fn pci_power_management_block_moves() {
+        let mut p = Pci::new();
+        assert_eq!(p.pm_base(), Some(PM_BASE));
+        read(&mut p, devfn::POWER, 0x40);
+        p.write_data(1, 0xb0);
+        assert_eq!(p.pm_base(), Some(0xb000));
+        read(&mut p, devfn::POWER, 0x80);
+        p.write_data(0, 0);
+        assert_eq!(p.pm_base(), None);
+    }
+}

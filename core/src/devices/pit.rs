@@ -421,7 +421,9 @@ mod tests {
     use super::*;
 
     /// Time `n` ticks after power-on.
-    fn at(n: u64) -> GuestTime { CLOCK.time_of(n) }
+    fn at(n: u64) -> GuestTime {
+        CLOCK.time_of(n)
+    }
 
     fn load(p: &mut Pit, n: u8, control: u8, count: u16, tick: u64) {
         p.write(3, control, at(tick));
@@ -429,7 +431,9 @@ mod tests {
         p.write(n, (count >> 8) as u8, at(tick));
     }
 
-    fn read16(p: &mut Pit, n: u8, tick: u64) -> u16 { u16::from_le_bytes([p.read(n, at(tick)), p.read(n, at(tick))]) }
+    fn read16(p: &mut Pit, n: u8, tick: u64) -> u16 {
+        u16::from_le_bytes([p.read(n, at(tick)), p.read(n, at(tick))])
+    }
 
     fn status(p: &mut Pit, n: u8, tick: u64) -> u8 {
         p.write(3, 0xe0 | 2 << n, at(tick));
@@ -475,7 +479,10 @@ mod tests {
         assert_eq!(read16(&mut p, 2, 60), 80);
         assert!(p.out2(at(49)) && !p.out2(at(50)) && p.out2(at(100)));
         load(&mut p, 2, 0xb6, 5, 1000);
-        assert!(p.out2(at(1002)) && !p.out2(at(1003)) && p.out2(at(1005)), "an odd count is high one clock longer");
+        assert!(
+            p.out2(at(1002)) && !p.out2(at(1003)) && p.out2(at(1005)),
+            "an odd count is high one clock longer"
+        );
     }
 
     #[test]

@@ -429,3 +429,144 @@ impl Rtc {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW_YEAR_2024: u64 = 1_704_067_200;
+
+    fn rtc() -> Rtc {
+        Rtc::new(Initial { wall_time: NEW_YEAR_2024, low_memory: 256 << 20, high_memory: 1 << 30, vcpus: 2 })
+    }
+
+    fn get(r: &mut Rtc, i: u8, now: u64) -> u8 {
+        r.select(i);
+        r.read(GuestTime(now))
+    }
+
+    fn set(r: &mut Rtc, i: u8, v: u8, now: u64) {
+        r.select(i);
+        r.write(v, GuestTime(now));
+    }
+
+    fn time(r: &mut Rtc, now: u64) -> [u8; 8] {
+        [0x32, 9, 8, 7, 6, 4, 2, 0].map(|i| get(r, i, now))
+    }
+
+    #[test]
+    fn rtc_shows_wall_time_in_bcd() {
+        let mut r = rtc();
+        let t = 45_296 * NS_PER_SEC; // 12:34:56
+        assert_eq!(time(&mut r, t), [0x20, 0x24, 0x01, 0x01, 0x02, 0x12, 0x34, 0x56]);
+    }
+
+    #[test]
+    fn rtc_binary_and_12_hour_formats() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | B_BINARY, 0);
+        let t = (13 * 3600 + 45 * 60) * NS_PER_SEC;
+        assert_eq!((get(&mut r, 4, t), get(&mut r, 2, t)), (13, 45));
+        set(&mut r, reg::B, 0, 0);
+        assert_eq!(get(&mut r, 4, t), 0x81, "1 pm");
+        assert_eq!(get(&mut r, 4, 0), 0x12, "midnight is 12 am");
+    }
+
+    #[test]
+    fn rtc_update_in_progress_before_the_second() {
+        let mut r = rtc();
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC - 244_001) & 0x80, 0);
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC - 244_000) & 0x80, 0x80);
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC) & 0x80, 0);
+    }
+
+    #[test]
+    fn rtc_set_halts_and_adopts_the_time_written() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_SET | B_24H, 500);
+        for (i, v) in
+            [(0x32, 0x19), (9, 0x99), (8, 0x12), (7, 0x31), (6, 0x06), (4, 0x23), (2, 0x59), (0, 0x58)]
+        {
+            set(&mut r, i, v, 600);
+        }
+        assert_eq!(get(&mut r, 0, 10 * NS_PER_SEC), 0x58, "halted");
+        set(&mut r, reg::B, B_24H, 10 * NS_PER_SEC);
+        assert_eq!(get(&mut r, 0, 11 * NS_PER_SEC), 0x59);
+        assert_eq!(time(&mut r, 12 * NS_PER_SEC), [0x20, 0x00, 0x01, 0x01, 0x07, 0x00, 0x00, 0x00]);
+    }
+
+    #[test]
+    fn rtc_running_clock_can_be_written() {
+        let mut r = rtc();
+        set(&mut r, 4, 0x07, 5 * NS_PER_SEC);
+        assert_eq!((get(&mut r, 4, 6 * NS_PER_SEC), get(&mut r, 0, 6 * NS_PER_SEC)), (0x07, 0x06));
+    }
+
+    #[test]
+    fn rtc_periodic_interrupt_at_1024_hz() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | PERIODIC, 10);
+        let period = 976_563; // 1/1024 s, rounded up
+        assert_eq!(r.deadline(), Some(GuestTime(period)));
+        r.expire(GuestTime(period - 1));
+        assert!(!r.irq());
+        r.expire(GuestTime(period));
+        assert!(r.irq());
+        assert_eq!(r.deadline(), None, "asserted until register C is read");
+        assert_eq!(get(&mut r, reg::C, period + 5), 0xc0);
+        assert!(!r.irq());
+        assert_eq!(r.deadline(), Some(GuestTime(1_953_125)));
+    }
+
+    #[test]
+    fn rtc_update_interrupt_each_second() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | UPDATE, NS_PER_SEC / 2);
+        get(&mut r, reg::C, NS_PER_SEC / 2);
+        assert_eq!(r.deadline(), Some(GuestTime(NS_PER_SEC)));
+        r.expire(GuestTime(NS_PER_SEC));
+        assert_eq!(get(&mut r, reg::C, NS_PER_SEC) & 0x90, 0x90);
+    }
+
+    #[test]
+    fn rtc_alarm_matches_once_a_day_and_with_wildcards() {
+        let mut r = rtc();
+        for (i, v) in [(5, 0x00), (3, 0x01), (1, 0x30)] {
+            set(&mut r, i, v, 0);
+        }
+        set(&mut r, reg::B, B_24H | ALARM, 0);
+        assert_eq!(r.deadline(), Some(GuestTime(90 * NS_PER_SEC)));
+        r.expire(GuestTime(90 * NS_PER_SEC));
+        assert_eq!(get(&mut r, reg::C, 90 * NS_PER_SEC) & 0xa0, 0xa0);
+        assert_eq!(r.deadline(), Some(GuestTime((86_400 + 90) * NS_PER_SEC)));
+        set(&mut r, 5, 0xff, 91 * NS_PER_SEC);
+        assert_eq!(r.deadline(), Some(GuestTime((3600 + 90) * NS_PER_SEC)));
+    }
+
+    #[test]
+    fn rtc_flags_without_enable_do_not_interrupt() {
+        let mut r = rtc();
+        assert_eq!(r.deadline(), None);
+        assert_eq!(get(&mut r, reg::C, 2 * NS_PER_SEC) & 0xf0, PERIODIC | UPDATE);
+        assert_eq!(get(&mut r, reg::C, 2 * NS_PER_SEC), 0, "reading clears");
+    }
+
+    #[test]
+    fn cmos_describes_memory() {
+        let mut r = rtc();
+        let mut word = |i: u8| u16::from_le_bytes([get(&mut r, i, 0), get(&mut r, i + 1, 0)]);
+        assert_eq!(word(0x15), 640);
+        assert_eq!(word(0x17), 0xffff);
+        assert_eq!(word(0x34), (240 << 20 >> 16) as u16);
+        assert_eq!(word(0x5b), 0x4000);
+        assert_eq!(get(&mut r, reg::D, 0), 0x80);
+    }
+
+    #[test]
+    fn cmos_shutdown_byte_survives_reset() {
+        let mut r = rtc();
+        set(&mut r, 0x0f, 0x0a, 0);
+        r.reset();
+        assert_eq!(get(&mut r, 0x0f, 0), 0x0a);
+    }
+}

@@ -74,3 +74,34 @@ impl SysCtl {
         rising
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port61_refresh_toggles_every_15_us() {
+        let s = SysCtl::new();
+        assert_eq!(s.read61(false, GuestTime(15_084)) & 0x10, 0);
+        assert_eq!(s.read61(false, GuestTime(15_085)) & 0x10, 0x10);
+        assert_eq!(s.read61(true, GuestTime(30_170)) & 0x30, 0x20);
+    }
+
+    #[test]
+    fn port92_resets_on_a_rising_bit_only() {
+        let mut s = SysCtl::new();
+        assert_eq!(s.read92(), 2);
+        assert!(s.write92(1));
+        assert!(!s.a20);
+        assert!(!s.write92(1));
+        assert_eq!(s.read92(), 1);
+    }
+
+    #[test]
+    fn reset_control_resets_on_bit_2_rising() {
+        let mut s = SysCtl::new();
+        assert!(!s.write_reset_control(0x02));
+        assert!(s.write_reset_control(0x06));
+        assert_eq!(s.read_reset_control(), 0x06);
+    }
+}

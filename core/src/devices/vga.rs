@@ -216,3 +216,76 @@ impl Vga {
         self.crtc[i] = v;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vga_crtc_registers_read_back() {
+        let mut v = Vga::new();
+        for (i, x) in [(14, 0x07), (15, 0xd0)] {
+            v.write(0x3d4, i);
+            v.write(0x3d5, x);
+            assert_eq!((v.read(0x3d4), v.read(0x3d5)), (i, x));
+        }
+        assert_eq!(v.cursor(), 2000);
+    }
+
+    #[test]
+    fn vga_crtc_protection_keeps_timing() {
+        let mut v = Vga::new();
+        v.write(0x3d4, 0);
+        let before = v.read(0x3d5);
+        v.write(0x3d5, 0x11);
+        assert_eq!(v.read(0x3d5), before);
+        v.write(0x3d4, 0x11);
+        v.write(0x3d5, 0x0e);
+        v.write(0x3d4, 0);
+        v.write(0x3d5, 0x11);
+        assert_eq!(v.read(0x3d5), 0x11);
+    }
+
+    #[test]
+    fn vga_monochrome_ports_answer_only_when_selected() {
+        let mut v = Vga::new();
+        assert_eq!(v.read(0x3b4), 0xff);
+        v.write(0x3c2, 0x66);
+        assert_eq!((v.read(0x3d4), v.read(0x3b4)), (0xff, 0));
+    }
+
+    #[test]
+    fn vga_attribute_flip_flop_is_reset_by_status() {
+        let mut v = Vga::new();
+        v.write(0x3c0, 0x10);
+        v.read(0x3da);
+        v.write(0x3c0, 0x11);
+        v.write(0x3c0, 0x3f);
+        assert_eq!((v.read(0x3c0), v.read(0x3c1)), (0x11, 0x3f));
+    }
+
+    #[test]
+    fn vga_retrace_bits_move() {
+        let mut v = Vga::new();
+        let (a, b) = (v.read(0x3da) & 8, v.read(0x3da) & 8);
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn vga_palette_advances() {
+        let mut v = Vga::new();
+        v.write(0x3c8, 1);
+        (1..=3).for_each(|c| v.write(0x3c9, c));
+        assert_eq!(v.read(0x3c8), 2);
+        v.write(0x3c7, 1);
+        assert_eq!([(); 3].map(|()| v.read(0x3c9)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn vga_text_memory_holds_what_is_written() {
+        let mut v = Vga::new();
+        v.write_memory(0x18000, 4, 0x0742_0741);
+        assert_eq!(&v.text()[..4], b"A\x07B\x07");
+        assert_eq!(v.read_memory(0x18001, 2), 0x4207);
+    }
+}

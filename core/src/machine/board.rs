@@ -199,3 +199,6 @@ impl Board {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
