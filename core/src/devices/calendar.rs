@@ -56,7 +56,7 @@ impl Civil {
 
 /// Two decimal digits.
 pub fn to_bcd(v: u8) -> u8 {
-    v / 10 % 10 << 4 | v % 10
+    ((v / 10 % 10) << 4) | (v % 10)
 }
 
 /// The value of two decimal digits (digits above nine carry over).

@@ -190,7 +190,11 @@ mod devices {
     device_conformance!(ioapic_device, ioapic::IoApic, fresh: ioapic::IoApic::new, reset: |d| d.reset(),
         poke: |d, r, _| match r.below(5) {
             0 => { d.read(r.below(8) << 3); }
-            1 => { if let Some(m) = d.set_line(r.below(40) as u8, r.below(2) == 0) { if m.level { d.accepted(r.below(30) as u8) } } }
+            1 => {
+                if d.set_line(r.below(40) as u8, r.below(2) == 0).is_some_and(|m| m.level) {
+                    d.accepted(r.below(30) as u8);
+                }
+            }
             2 => { d.eoi(r.byte()); }
             3 => { d.write(0, r.below(0x48) as u32); }
             _ => { d.write(0x10, r.next() as u32); }

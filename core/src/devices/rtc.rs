@@ -5,7 +5,7 @@
 //! cannot interrupt are worked out when somebody looks.
 
 use super::calendar::{Civil, from_bcd, to_bcd};
-use super::time::NS_PER_SEC;
+use super::time::{NS_PER_SEC, earlier};
 use crate::addr::GuestTime;
 
 /// Register numbers with a meaning.
@@ -263,7 +263,7 @@ impl Rtc {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { 0x80 } else { 0 };
-        pm | self.encode(if hour % 12 == 0 { 12 } else { hour % 12 })
+        pm | self.encode(if hour.is_multiple_of(12) { 12 } else { hour % 12 })
     }
 
     fn decode_hour(&self, v: u8) -> u64 {
@@ -378,9 +378,7 @@ impl Rtc {
             }
         }
         if let Some(shift) = self.periodic_shift() {
-            if Self::periods(now, shift) > Self::periods(self.seen, shift) {
-                flags |= PERIODIC;
-            }
+            flags |= if Self::periods(now, shift) > Self::periods(self.seen, shift) { PERIODIC } else { 0 };
         }
         self.seen = now;
         self.ram[usize::from(reg::C)] |= flags;
@@ -401,18 +399,8 @@ impl Rtc {
             return;
         }
         let b = self.b();
-        let mut at = |t: GuestTime| {
-            if t > now && self.next.is_none_or(|n| t < n) {
-                self.next = Some(t);
-            }
-        };
-        let periodic = (b & PERIODIC != 0).then_some(()).and(match self.ram[usize::from(reg::A)] & 0x0f {
-            0 => None,
-            n @ 1..=2 => Some(u32::from(n) + 6),
-            n => Some(u32::from(n) - 1),
-        });
-        if let Some(shift) = periodic {
-            at(Self::period_start(Self::periods(now, shift).saturating_add(1), shift));
+        if let Some(shift) = self.periodic_shift().filter(|_| b & PERIODIC != 0) {
+            self.next = Some(Self::period_start(Self::periods(now, shift).saturating_add(1), shift));
         }
         if self.halted() || b & (UPDATE | ALARM) == 0 {
             return;
@@ -422,11 +410,10 @@ impl Rtc {
             if b & UPDATE != 0 { Some(next_second) } else { self.alarm_between(next_second, u64::MAX) };
         if let Some(t) = target {
             let ns = t.saturating_sub(self.base_seconds).saturating_mul(NS_PER_SEC);
-            let t = GuestTime(self.base.0.saturating_add(ns));
-            if t > now && self.next.is_none_or(|n| t < n) {
-                self.next = Some(t);
-            }
+            self.next = earlier(self.next, Some(GuestTime(self.base.0.saturating_add(ns))));
         }
+        // A moment that cannot be represented never comes.
+        self.next = self.next.filter(|t| *t > now);
     }
 }
 

@@ -41,7 +41,7 @@ impl SysCtl {
 
     /// Port 0x61; `out2` is counter 2's output.
     pub fn read61(&self, out2: bool, now: GuestTime) -> u8 {
-        let refresh = (now.0 / REFRESH_NS & 1) as u8;
+        let refresh = ((now.0 / REFRESH_NS) & 1) as u8;
         self.port61 | refresh << 4 | u8::from(out2) << 5
     }
 
