@@ -65,7 +65,8 @@ fn rename(code: Code) -> Result<Instruction, IcedError> {
             Instruction::with1(code, m)
         }
         _ => {
-            let mut i = Instruction::with(code);
+            let mut i = Instruction::default();
+            i.set_code(code);
             for (n, r) in [(0, Register::ST0), (1, Register::ST1)] {
                 i.set_op_kind(n, OpKind::Register);
                 i.set_op_register(n, r);
