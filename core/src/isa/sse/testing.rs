@@ -25,6 +25,7 @@ pub struct Machine {
 }
 
 impl Machine {
+    #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let mut cpu = Vcpu::new(0, CpuModel::X86_64V2);
         cpu.cr0 = cr0::PE | cr0::ET | cr0::NE | cr0::MP;

@@ -270,7 +270,7 @@ fn string_comparison_finds_a_zero() {
 fn insertps_from_memory_ignores_the_source_selector() {
     let mut m = Machine::new();
     m.write(DATA, &f32s([9.0, 8.0, 7.0, 6.0]).to_le_bytes());
-    m.run(|a| a.insertps(xmm1, dword_ptr(DATA), 0b11_01_0000).unwrap()).unwrap();
+    m.run(|a| a.insertps(xmm1, dword_ptr(DATA), 0b1101_0000).unwrap()).unwrap();
     assert_eq!(m.cpu.fpu.xmm[1], f32s([0.0, 9.0, 0.0, 0.0]));
 }
 

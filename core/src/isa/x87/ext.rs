@@ -64,6 +64,7 @@ pub fn mul_high(a: u128, b: u128) -> u128 {
     hh + (lh >> 64) + (hl >> 64) + (mid >> 64)
 }
 
+#[allow(clippy::should_implement_trait)] // Truncating arithmetic, spelt out where it is used.
 impl Ext {
     pub const ZERO: Self = Self { negative: false, exp: 0, sig: 0 };
     pub const ONE: Self = Self { negative: false, exp: 0, sig: 1 << 127 };

@@ -138,6 +138,7 @@ impl Ctx<'_> {
             mem,
             cw: self.cpu.fpu.fcw,
             sw: 0,
+            clear: if self.cpu.fpu.unmasked() == 0 { 0xff & !(self.cpu.fpu.fsw & sw::FLAGS) } else { 0xff },
             cw_host: HOST_CW,
             flags: 0,
         };

@@ -24,7 +24,8 @@ fn flags(m: &Machine) -> u16 { m.cpu.fpu.fsw & (sw::FLAGS | sw::SF) }
 
 #[test]
 fn register_arithmetic_in_every_direction() {
-    let cases: [(fn(&mut CodeAssembler), Raw80, u8); 8] = [
+    type Case = (fn(&mut CodeAssembler), Raw80, u8);
+    let cases: [Case; 8] = [
         (|a| a.fsub_2(st0, st1).unwrap(), ONE, 0),
         (|a| a.fsubr_2(st0, st1).unwrap(), (ONE.0, 0xbfff), 0),
         (|a| a.fsub_2(st1, st0).unwrap(), (ONE.0, 0xbfff), 1),
