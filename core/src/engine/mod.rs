@@ -54,14 +54,9 @@ impl Vm {
     pub fn step(&mut self) -> VmExit { self.run(Some(Icount(self.sys.icount + 1))) }
 
     fn boundary(&mut self, until: Option<Icount>) -> Next {
-        if self.sys.icount >= self.next_hash {
-            self.next_hash = (self.sys.icount / self.config.hash_interval + 1) * self.config.hash_interval;
-            let (when, hash) = (self.when(), self.state_hash());
-            if !self.sys.input.check(when, hash) {
-                return Next::Exit(VmExit::Diverged);
-            }
+        if !self.arrive() {
+            return Next::Exit(VmExit::Diverged);
         }
-        self.settle();
         if let Some(next) = self.poll() {
             return next;
         }
@@ -75,6 +70,20 @@ impl Vm {
             return next;
         }
         Next::Run(self.budget(until))
+    }
+
+    /// What comes before anything else at a boundary: the hash point, if one is due, and what is due by the clock. A
+    /// replay does both before it asks for inputs, so whoever changes or ends a run between two calls of
+    /// [`Vm::run`] does them first. False if the hash differs from the recorded one.
+    pub fn arrive(&mut self) -> bool {
+        let mut same = true;
+        if self.sys.icount >= self.next_hash {
+            self.next_hash = (self.sys.icount / self.config.hash_interval + 1) * self.config.hash_interval;
+            let (when, hash) = (self.when(), self.state_hash());
+            same = self.sys.input.check(when, hash);
+        }
+        self.settle();
+        same
     }
 
     /// Lets due timers expire and derived state catch up with the devices.

@@ -154,7 +154,7 @@ impl Vm {
 
     /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.
     pub fn inject(&mut self, event: &InputEvent) {
-        self.settle();
+        self.arrive();
         let when = self.when();
         self.sys.input.inject(when, event);
         self.apply(event);
