@@ -10,8 +10,8 @@ use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
 use retrovisor_replay::{
-    Ending, ExitReason, IdlePolicy, Live, Mailbox, Recording, Report, Trace, VerifyError, VerifyOptions, What,
-    verify,
+    Ending, ExitReason, IdlePolicy, Live, Mailbox, Recording, Report, Trace, VerifyError, VerifyOptions,
+    What, verify,
 };
 use retrovisor_tests::asm::multiboot;
 use std::sync::Arc;
@@ -122,11 +122,22 @@ fn set_up(a: &mut CodeAssembler) {
     gate(a, 0x20, timer);
     gate(a, 0x24, serial);
     a.lidt(ptr(TABLES + 0x110)).unwrap();
-    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x28), (0xa1, 2)] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x28), (0xa1, 2)]
+    {
         out8(a, port, value);
     }
     // 10 kHz from the PIT, receive interrupts from COM1.
-    let rest = [(0xa1, 1), (0x21, 0xee), (0xa1, 0xff), (0x43, 0x34), (0x40, 119), (0x40, 0), (0x3f9, 1), (0x3fc, 11)];
+    let rest = [
+        (0xa1, 1),
+        (0x21, 0xee),
+        (0xa1, 0xff),
+        (0x43, 0x34),
+        (0x40, 119),
+        (0x40, 0),
+        (0x3f9, 1),
+        (0x3fc, 11),
+    ];
     for (port, value) in rest {
         out8(a, port, value);
     }
@@ -146,6 +157,13 @@ fn guest(ticks: u32) -> Vec<u8> {
         a.mov(ebx, esi).unwrap();
         a.and(ebx, 0xfffc).unwrap();
         a.add(dword_ptr(ebx + 0x1b_0000), esi).unwrap();
+        // Time is read in the middle of straight code, too, where no boundary follows by itself.
+        let mut skip = a.create_label();
+        a.test(ecx, 15).unwrap();
+        a.jnz(skip).unwrap();
+        a.rdtsc().unwrap();
+        a.add(esi, eax).unwrap();
+        a.set_label(&mut skip).unwrap();
         a.dec(ecx).unwrap();
         a.jnz(inner).unwrap();
         a.rdtsc().unwrap();
@@ -208,14 +226,22 @@ fn record(s: Session) -> (Vec<u8>, VmExit) {
         over.store(true, Ordering::Relaxed);
         exit
     });
-    recording.finish(vm.when(), ExitReason::from_exit(exit), vm.state_hash()).unwrap();
+    recording.finish_vm(&mut vm, exit).unwrap();
     (file.bytes(), exit)
 }
 
 fn drive(vm: &mut Vm, s: Session) -> VmExit {
     for stops in 0u32.. {
         match vm.run(None) {
-            VmExit::Interrupted if s.quit_after == Some(stops) => return VmExit::Interrupted,
+            // Quits where the guest happens to be, at a hash point, or after one more instruction.
+            VmExit::Interrupted if s.quit_after == Some(stops) => {
+                let at = vm.when().icount.0;
+                return match stops % 3 {
+                    0 => VmExit::Interrupted,
+                    1 => vm.run(Some(Icount((at >> 16) + 1 << 16))),
+                    _ => vm.step(),
+                };
+            }
             VmExit::Interrupted if s.pokes => {
                 let bytes = stops.to_le_bytes().to_vec();
                 vm.inject(&InputEvent::WritePhys { gpa: 0x1c_0000 + u64::from(stops % 64) * 4, bytes });
@@ -240,7 +266,9 @@ fn check(bytes: Vec<u8>) -> Result<Report, VerifyError> {
     verify(&trace, VerifyOptions::default(), &mut |_| ())
 }
 
-fn session(clock: ClockKind) -> Session { Session { clock, ticks: 150, pokes: false, quit_after: None } }
+fn session(clock: ClockKind) -> Session {
+    Session { clock, ticks: 150, pokes: false, quit_after: None }
+}
 
 #[test]
 fn test_sessions_replay_exactly_on_both_clocks() {
@@ -255,7 +283,8 @@ fn test_sessions_replay_exactly_on_both_clocks() {
             let report = check(bytes).unwrap_or_else(|e| panic!("{clock:?} pokes {pokes}: {e}"));
             assert_eq!(report.reason, Some(ExitReason::DebugExit(DONE)));
             assert_eq!(report.when, trace.ending().when());
-            let hashes = trace.records().filter(|r| matches!(r.as_ref().unwrap().what, What::Hash { .. })).count();
+            let hashes =
+                trace.records().filter(|r| matches!(r.as_ref().unwrap().what, What::Hash { .. })).count();
             assert_eq!(report.hashes, hashes as u64);
             assert!(hashes > 2);
         }
@@ -265,10 +294,12 @@ fn test_sessions_replay_exactly_on_both_clocks() {
 #[test]
 fn test_session_ended_by_the_user_replays_to_its_end() {
     for clock in [ClockKind::Virtual, ClockKind::Host] {
-        let (bytes, exit) = record(Session { quit_after: Some(5), ..session(clock) });
-        assert_eq!(exit, VmExit::Interrupted);
-        let report = check(bytes).unwrap();
-        assert_eq!(report.reason, Some(ExitReason::Quit));
+        for quit_after in 2..8 {
+            let (bytes, exit) = record(Session { quit_after: Some(quit_after), ..session(clock) });
+            assert!(matches!(exit, VmExit::Interrupted | VmExit::Reached), "{exit:?}");
+            let report = check(bytes).unwrap_or_else(|e| panic!("{clock:?} {quit_after}: {e}"));
+            assert_eq!(report.reason, Some(ExitReason::Quit));
+        }
     }
 }
 

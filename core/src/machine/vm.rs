@@ -165,6 +165,7 @@ impl Vm {
         match event {
             InputEvent::Tick { time } => {
                 self.sys.clock.advance_to(self.sys.icount, *time);
+                self.expire_timers();
                 self.settle();
             }
             InputEvent::WritePhys { gpa, bytes } => {
