@@ -147,18 +147,34 @@ pub struct VerifyArgs {
     pub traces: Vec<PathBuf>,
     #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
     pub engine: EngineArg,
+    /// Traces verified at the same time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
 }
 
 #[derive(Subcommand, Debug)]
 pub enum TraceCommand {
     /// Header, images, sizes, length, how it ends
-    Info { trace: PathBuf },
-    /// One line an input: icount, guest time, what
-    Events {
+    Info {
+        #[arg(value_name = "FILE.rvt")]
         trace: PathBuf,
-        /// JSON lines
+        /// As one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// One line an input: icount, guest time, what
+    Events {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
+        /// First icount of interest
+        #[arg(long, value_name = "ICOUNT")]
+        from: Option<u64>,
+        /// Last icount of interest
+        #[arg(long, value_name = "ICOUNT")]
+        to: Option<u64>,
     },
 }
 

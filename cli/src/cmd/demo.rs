@@ -179,7 +179,7 @@ fn print_guilty(guilty: &WordWrite, symbols: &Symbols<'_>, out: &mut dyn Write) 
         let mark = if line.ip == guilty.rip.0 { ">" } else { " " };
         writeln!(out, "   {mark} {:<22} {}", symbols.describe(line.ip), line.text)?;
     }
-    writeln!(out, "\n   {}", guilty.registers)?;
+    writeln!(out, "\n   with {}", guilty.registers)?;
     for caller in &guilty.callers {
         writeln!(out, "   called from {}", symbols.describe(caller.0))?;
     }

@@ -104,7 +104,10 @@ impl Crash {
 fn suspect(view: &mut Inspect<'_>, index: usize, cpu: &Vcpu, symbols: &Symbols<'_>) -> Option<Suspect> {
     let branch = match symbols.function(cpu.rip) {
         Some(_) => decode_at(view, index, cpu, cpu.rip)?,
-        None => call_before(view, index, cpu, read_word(view, index, cpu.gpr[gpr::RSP])?)?,
+        None => {
+            let ret = read_word(view, index, cpu.gpr[gpr::RSP])?;
+            call_before(view, index, cpu, ret)?
+        }
     };
     let indirect = branch.is_call_near_indirect() || branch.is_jmp_near_indirect();
     if !indirect || branch.op0_kind() != OpKind::Memory {

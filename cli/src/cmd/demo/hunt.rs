@@ -4,9 +4,10 @@ use super::crash::{call_before, read_word};
 use super::grouped;
 use super::symbols::Symbols;
 use anyhow::{Result, bail};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 use retrovisor_core::engine::hooks::{Watch, WatchAddr, WatchKind};
 use retrovisor_core::machine::vm::{Vm, VmExit};
-use retrovisor_core::vcpu::gpr;
+use retrovisor_core::vcpu::{Vcpu, gpr};
 use retrovisor_core::{Gpa, Gva, Icount};
 use retrovisor_debug::Inspect;
 use retrovisor_debug::disasm::{Line, disassemble};
@@ -31,7 +32,7 @@ pub struct Write {
     pub listing: Vec<Line>,
     /// Return addresses found on the stack, innermost first.
     pub callers: Vec<Gva>,
-    /// The general registers after the write, as one line.
+    /// The general registers the instruction used and their values after it, as one line.
     pub registers: String,
 }
 
@@ -101,9 +102,8 @@ fn look(vm: &mut Vm, symbols: &Symbols<'_>, old: u64, new: u64) -> Write {
         }
     }
     callers.truncate(CALLERS);
-    let names = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"];
-    let registers: Vec<String> = names.iter().zip(cpu.gpr).map(|(n, v)| format!("{n} {v:#x}")).collect();
-    Write { icount, rip, old, new, listing, callers, registers: registers.join("  ") }
+    let registers = listing.last().map_or_else(String::new, |line| used_registers(&cpu, line, symbols));
+    Write { icount, rip, old, new, listing, callers, registers }
 }
 
 /// The instructions that lead up to the one at `rip`, decoded from the start of its function; just that one if the
@@ -116,4 +116,22 @@ fn listing(view: &mut Inspect<'_>, index: usize, bits: u8, rip: Gva, symbols: &S
     let mut lines = disassemble(&bytes[..len], bits, start, bytes.len());
     lines.retain(|l| l.ip <= rip.0);
     lines.split_off(lines.len().saturating_sub(LINES))
+}
+
+/// The general registers an instruction used, with their values, symbolic where they lie in a symbol.
+fn used_registers(cpu: &Vcpu, line: &Line, symbols: &Symbols<'_>) -> String {
+    let bits = u32::from(cpu.mode.bits);
+    let instruction = Decoder::with_ip(bits, &line.bytes, line.ip, DecoderOptions::NONE).decode();
+    let mut factory = InstructionInfoFactory::new();
+    let mut shown: Vec<String> = Vec::new();
+    for used in factory.info(&instruction).used_registers() {
+        let register = used.register().full_register();
+        if let (true, Some(&value)) = (register.is_gpr(), cpu.gpr.get(register.number())) {
+            let text = format!("{} = {}", format!("{register:?}").to_lowercase(), symbols.describe(value));
+            if !shown.contains(&text) {
+                shown.push(text);
+            }
+        }
+    }
+    shown.join(", ")
 }

@@ -45,6 +45,7 @@ impl<'a> Symbols<'a> {
     }
 
     /// Address of the symbol of this name.
+    #[cfg(test)]
     pub fn address(&self, name: &str) -> Option<u64> {
         self.sorted.iter().find(|s| s.name == name).map(|s| s.value)
     }
