@@ -47,6 +47,9 @@ impl<P: InputPort> InputPort for Interruptible<P> {
     fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
         if self.flag.take() { Idle::Interrupted } else { self.port.idle(now, deadline) }
     }
+    fn set_deadline(&mut self, deadline: Option<GuestTime>) {
+        self.port.set_deadline(deadline);
+    }
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.port.inject(now, event);
     }
