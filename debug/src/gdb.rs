@@ -9,6 +9,8 @@
 mod address;
 mod breakpoints;
 mod event_loop;
+#[cfg(test)]
+mod fuzz;
 mod packet;
 mod registers;
 mod server;

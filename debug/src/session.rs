@@ -285,3 +285,6 @@ impl Drop for Client {
         let _ = self.handle.call(move |w| w.detach(id));
     }
 }
+
+#[cfg(test)]
+mod tests;

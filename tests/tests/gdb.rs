@@ -241,7 +241,7 @@ fn monitor_commands_answer() {
             "PS",
             "physical 0x200000 (2 MiB page)",
             "not mapped: PDE is not present",
-            "0x1000:\t0x03\t0x20\t0x00\t0x00",
+            "0x1000:\t0x23\t0x20\t0x00\t0x00",
             "neither RAM nor ROM",
             "push rbp",
             "there is no command `nonsense`",
