@@ -57,7 +57,9 @@ impl MemMap {
         Self { regions, ram_size: size }
     }
 
-    pub fn regions(&self) -> &[Region] { &self.regions }
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
 
     /// Replaces what `[start, start+len)` maps to by ROM at slab offset `offset`.
     pub fn map_rom(&mut self, start: u64, len: u64, offset: u64) {

@@ -2,13 +2,16 @@
 //! device memory, traced writes.
 
 use super::access::{canonical, segment_fault, slab};
-use super::walk::{pf, walk};
-use super::{Access, Paging, Privilege, View};
-use crate::addr::Gpa;
+use super::shadow::Leaf;
+use super::switch::array;
+use super::tlb::Fill;
+use super::walk::{Format, Rights, pf, walk};
+use super::{Access, Mmu, Paging, Privilege, View};
+use crate::addr::{Asid, Gpa, PAGE_SHIFT};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, vector};
-use crate::mem::Target;
-use crate::vcpu::{cr0, flags, segment::attr};
+use crate::mem::{Memory, Target, page};
+use crate::vcpu::segment::attr;
 
 /// A translated piece of an access, inside one page.
 #[derive(Clone, Copy, Debug)]
@@ -18,26 +21,8 @@ pub(super) struct Place {
 }
 
 impl Ctx<'_> {
-    /// The view an access is checked with now.
-    pub(super) fn view(&self, who: Privilege) -> View {
-        match who {
-            Privilege::System => View::Supervisor,
-            Privilege::User => View::User,
-            Privilege::Current => {
-                let ac = self.cpu.flags.has(flags::bit::AC);
-                match (self.cpu.mode.cpl == 3, ac) {
-                    (true, true) if self.cpu.cr0 & cr0::AM != 0 => View::UserAligned,
-                    (true, _) => View::User,
-                    (false, true) => View::SupervisorAc,
-                    (false, false) => View::Supervisor,
-                }
-            }
-        }
-    }
-
     /// Segment limit and rights checks of an access of `len` bytes (SDM vol. 3A, 5.3 to 5.5; real and v86 mode
     /// check only the limit).
-    #[cold]
     #[inline(never)]
     pub(super) fn check_segment(&self, seg: u8, off: u64, len: u64, write: bool) -> Result<(), Exception> {
         let s = &self.cpu.seg[seg as usize];
@@ -73,6 +58,11 @@ impl Ctx<'_> {
         Ok(())
     }
 
+    /// Outside long mode linear addresses have 32 bits, also those of implicit accesses.
+    fn wrap(&self, lin: u64) -> u64 {
+        if self.cpu.mode.long { lin } else { lin & 0xffff_ffff }
+    }
+
     /// Linear address of the page after the one of `lin`, wrapping where linear addresses do.
     fn next_page(&self, lin: u64) -> u64 {
         let next = (lin | 0xfff).wrapping_add(1);
@@ -80,16 +70,20 @@ impl Ctx<'_> {
         if lin <= self.cpu.mode.lin_mask { next & self.cpu.mode.lin_mask } else { next }
     }
 
-    /// Translates one page's part of an access, with all side effects on the paging structures.
+    /// Translates one page's part of an access, with all side effects on the paging structures, and fills the TLB.
     fn resolve(&mut self, lin: u64, access: Access, view: View) -> Result<Place, Exception> {
-        let paging = Paging::of(self.cpu);
-        let mut w =
-            walk(&self.sys.mem, &paging, lin).map_err(|m| paging.fault(lin, access, view, m.cause()))?;
-        if !paging.allows(w.rights, access, view) {
-            return Err(paging.fault(lin, access, view, pf::P));
+        // Also heals a `TlbRef` whose inputs changed without `mmu_switch`.
+        self.mmu_switch();
+        let asid = self.sys.mmu.current(self.cpu.index);
+        let (mmu, mem) = (&mut self.sys.mmu, &mut self.sys.mem);
+        mmu.sync(mem);
+        mmu.counters.misses += 1;
+        let found = mmu.translate(mem, asid, lin, access, view);
+        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() {
+            // An accessed or dirty bit lies in a page of code or in a watched one.
+            self.sys.end_block();
         }
-        w.set_accessed(&mut self.sys.mem, access == Access::Write);
-        Ok(Place { gpa: w.gpa, target: self.sys.mem.map.lookup(w.gpa) })
+        found
     }
 
     /// Translates an access that may straddle two pages: the first place with its length, and the second.
@@ -112,7 +106,7 @@ impl Ctx<'_> {
     /// Checks (and sets A/D bits for) an access of `len` bytes at a linear address without making it.
     #[inline(never)]
     pub fn probe_lin(&mut self, lin: u64, len: u64, access: Access, who: Privilege) -> Result<(), Exception> {
-        let view = self.view(who);
+        let (view, lin) = (self.view(who), self.wrap(lin));
         if len == 0 {
             return Ok(());
         }
@@ -139,9 +133,10 @@ impl Ctx<'_> {
     #[cold]
     #[inline(never)]
     pub(super) fn read_slow(&mut self, lin: u64, len: usize, who: Privilege) -> Result<u128, Exception> {
-        let view = self.view(who);
+        let (view, lin) = (self.view(who), self.wrap(lin));
         self.check_linear(lin, len as u64, view)?;
         let (a, first, b) = self.resolve_all(lin, len, Access::Read, view)?;
+        self.watch(lin, len, false, &[(Some(a), 0, first), (b, first, len - first)]);
         let mut v = self.read_place(a, first);
         if let Some(b) = b {
             v |= self.read_place(b, len - first) << (first * 8);
@@ -159,9 +154,10 @@ impl Ctx<'_> {
         v: u128,
         who: Privilege,
     ) -> Result<(), Exception> {
-        let view = self.view(who);
+        let (view, lin) = (self.view(who), self.wrap(lin));
         self.check_linear(lin, len as u64, view)?;
         let (a, first, b) = self.resolve_all(lin, len, Access::Write, view)?;
+        self.watch(lin, len, true, &[(Some(a), 0, first), (b, first, len - first)]);
         self.write_place(a, first, v);
         if let Some(b) = b {
             self.write_place(b, len - first, v >> (first * 8));
@@ -176,9 +172,32 @@ impl Ctx<'_> {
         if !canonical(lin, 1) {
             return Err(Exception::gp(0));
         }
-        let view = self.view(Privilege::Current);
+        let (view, lin) = (self.view(Privilege::Current), self.wrap(lin));
         let p = self.resolve(lin, Access::Exec, view)?;
         Ok((p.gpa, slab(p.target)))
+    }
+
+    /// Looks whether an access hits a watchpoint or a data breakpoint. `parts`: place, offset in the access, length.
+    #[inline]
+    fn watch(&mut self, lin: u64, len: usize, write: bool, parts: &[(Option<Place>, usize, usize)]) {
+        if self.sys.mmu.watches.any() {
+            self.watch_hits(lin, len, write, parts);
+        }
+    }
+
+    #[cold]
+    fn watch_hits(&mut self, lin: u64, len: usize, write: bool, parts: &[(Option<Place>, usize, usize)]) {
+        let mmu = &mut self.sys.mmu;
+        for (place, at, n) in parts {
+            let (Some(place), None) = (place, mmu.watch_hit) else { continue };
+            let at = lin.wrapping_add(*at as u64);
+            mmu.watch_hit = mmu.watches.hit(Some(at), place.gpa, *n as u64, write);
+        }
+        let bits = mmu.watches.debug_bits(self.cpu.index, lin, len as u64, write);
+        self.cpu.pending_db |= bits;
+        if bits != 0 || mmu.watch_hit.is_some() {
+            self.sys.end_block();
+        }
     }
 
     fn read_place(&mut self, p: Place, len: usize) -> u128 {
@@ -202,9 +221,12 @@ impl Ctx<'_> {
 
     fn write_ram(&mut self, gpa: Gpa, off: usize, len: usize, v: u128) {
         let mem = &mut self.sys.mem;
-        mem.note_write(gpa, off, len as u32);
+        let flags = mem.note_store(gpa, off, len as u32);
         mem.ram.write_bytes(off, &v.to_le_bytes()[..len]);
-        if !mem.code_writes.is_empty() {
+        if flags & page::TABLE != 0 {
+            self.sys.mmu.sync(mem);
+        }
+        if flags & page::CODE != 0 {
             self.sys.end_block();
         }
     }
@@ -222,7 +244,7 @@ impl Ctx<'_> {
             v |= u128::from(x) << (8 * at);
             at += n;
         }
-        self.sys.end_block();
+        self.after_device();
         v
     }
 
@@ -236,7 +258,83 @@ impl Ctx<'_> {
             board.mmio_write(index, gpa + at as u64, n as u8, (v >> (8 * at)) as u64 & mask, &mut bus);
             at += n;
         }
+        self.after_device();
+    }
+
+    /// A device may have raised a line or written memory.
+    fn after_device(&mut self) {
+        self.sys.mmu.sync(&mut self.sys.mem);
         self.sys.end_block();
+    }
+}
+
+impl Mmu {
+    /// Translates `lin`: from the shadow tables if they know, else by a guest walk, which they then remember.
+    fn translate(
+        &mut self,
+        mem: &mut Memory,
+        asid: Asid,
+        lin: u64,
+        access: Access,
+        view: View,
+    ) -> Result<Place, Exception> {
+        let paging = self.spaces.get(asid).paging;
+        let known = match paging.format {
+            Format::Off => Some(Leaf { gpa: lin, rights: Rights::ALL, dirty: true }),
+            _ => self.shadow.lookup(&self.spaces, asid, lin),
+        };
+        let write = access == Access::Write;
+        let (gpa, rights, dirty, cacheable) = match known {
+            Some(l) if l.dirty || !write => {
+                self.counters.shadow_hits += 1;
+                (Gpa(l.gpa & mem.a20_mask), l.rights, l.dirty, true)
+            }
+            _ => {
+                self.counters.walks += 1;
+                let mut w =
+                    walk(mem, &paging, lin).map_err(|m| self.fault(&paging, lin, access, view, m.cause()))?;
+                if paging.allows(w.rights, access, view) {
+                    w.set_accessed(mem, write);
+                    if w.cacheable() {
+                        self.shadow.install(&mut self.spaces, mem, asid, lin, &w);
+                    }
+                }
+                (w.gpa, w.rights, w.dirty(), w.cacheable())
+            }
+        };
+        if !paging.allows(rights, access, view) {
+            return Err(self.fault(&paging, lin, access, view, pf::P));
+        }
+        let target = mem.map.lookup(gpa);
+        if let Target::Ram(off) = target
+            && write
+        {
+            mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);
+        }
+        if let (true, Some(off)) = (cacheable, slab(target)) {
+            let can = |a| paging.allows(rights, a, view);
+            let plain = matches!(target, Target::Ram(_))
+                && mem.flags[off >> PAGE_SHIFT] & (page::SLOW | page::DIRTY) == page::DIRTY;
+            let data = view != View::UserAligned;
+            let (read, write) = if self.watches.any() { self.watches.tags(lin, gpa) } else { (true, true) };
+            self.counters.fills += 1;
+            let fill = Fill {
+                lin: lin & !0xfff,
+                gpa: gpa.page().0,
+                slab: off >> PAGE_SHIFT,
+                read: data && read && can(Access::Read),
+                write: data && write && dirty && plain && can(Access::Write),
+                exec: can(Access::Exec),
+            };
+            mem.tlb.fill(array(asid, view), fill);
+        }
+        Ok(Place { gpa, target })
+    }
+
+    #[cold]
+    fn fault(&mut self, paging: &Paging, lin: u64, access: Access, view: View, cause: u32) -> Exception {
+        self.counters.faults += 1;
+        paging.fault(lin, access, view, cause)
     }
 }
 
