@@ -17,9 +17,16 @@ pub mod shift;
 pub mod stack;
 pub mod string;
 // System.
+pub mod control;
+pub mod desctable;
 pub mod farxfer;
+pub mod int;
+pub mod iret;
+pub mod msrs;
 pub mod portio;
 pub mod segload;
+pub mod syscall;
+pub mod sysflags;
 pub mod system;
 // Floating point and SIMD.
 pub mod mmx;
@@ -73,7 +80,8 @@ pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     [
         alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
-        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, mmx::ROWS, sse::ROWS,
+        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, control::ROWS,
+        desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS, mmx::ROWS, sse::ROWS,
         x87::ROWS, xsave::ROWS,
     ]
     .into_iter()
