@@ -71,12 +71,18 @@ pub enum Idle {
 }
 
 /// The door. Implementations must not depend on how often they are called between two points.
+///
+/// What the engine owes a port at each boundary, so that a replay is exact however it is sliced: timers that are due
+/// expire first; then one `poll`; after an event, timers come first again, then the next `poll`; when `poll` has
+/// nothing, the hash point if there is one, after which `poll` is asked again; then idle or run. A block ends after an
+/// instruction that armed a timer or moved guest time.
 pub trait InputPort: Send {
     /// Asks for an asynchronous event at `now`. Called at slice boundaries, after an idle wait, and at every
     /// point [`InputPort::next_poll`] asked for; at most once more after each event it returns for the same point.
     fn poll(&mut self, now: When) -> Poll;
 
-    /// The icount at which the engine must call `poll` exactly (a replay's next event); `None`: at its leisure.
+    /// The icount at which the engine must call `poll` exactly (a replay's next event); `None`: at its leisure. Ask
+    /// again after every other call. An icount that is not ahead means: poll before the next instruction.
     fn next_poll(&self) -> Option<Icount>;
 
     /// Answers a synchronous query.

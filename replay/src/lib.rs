@@ -21,6 +21,7 @@ pub use divert::Diverted;
 pub use format::end::{EndRecord, ExitReason};
 pub use format::reader::{Cut, Ending, Trace};
 pub use format::record::{Record, What};
+pub use format::stats::Stats;
 pub use format::{Problem, TraceError};
 pub use live::{IdlePolicy, Live};
 pub use mailbox::{InputSource, Mailbox};

@@ -27,7 +27,7 @@ pub struct Live {
     mailbox: Arc<Mailbox>,
     clock: ClockKind,
     policy: IdlePolicy,
-    /// Host time 0: the first call of any method.
+    /// Host time 0: the first time anybody needs it.
     epoch: Option<Instant>,
     /// Host clock: when a device next has something to do.
     deadline: Option<GuestTime>,
@@ -106,7 +106,8 @@ impl InputPort for Live {
     }
 
     fn set_deadline(&mut self, deadline: Option<GuestTime>) {
-        self.deadline = deadline
+        self.epoch.get_or_insert_with(Instant::now);
+        self.deadline = deadline;
     }
 
     fn answer(&mut self, _now: When, query: Query) -> u64 {
@@ -191,6 +192,7 @@ mod tests {
     #[test]
     fn test_host_clock_ticks_once_a_deadline() {
         let (_m, mut l) = live(ClockKind::Host, IdlePolicy::RealTime);
+        l.set_deadline(None);
         assert_eq!(l.poll(at(0, 0)), Poll::None);
         l.set_deadline(Some(GuestTime(1)));
         std::thread::sleep(Duration::from_millis(1));

@@ -30,6 +30,8 @@ pub enum Difference {
     Time { recorded: GuestTime, found: GuestTime },
     /// The machine asked `query`, but the trace goes on with `recorded` (`None`: with nothing).
     Query { query: Query, recorded: Option<String> },
+    /// The machine took a hash point where none is recorded.
+    NoHash,
     /// The machine went past a record without asking for it.
     Missed { recorded: String },
     /// The machine waits for an input for ever, the trace goes on.
@@ -56,6 +58,7 @@ impl fmt::Display for Difference {
             Difference::Query { query, recorded: None } => {
                 write!(f, "the guest asks for {}, nothing more is recorded", query_name(*query))
             }
+            Difference::NoHash => write!(f, "no state hash is recorded at this hash point"),
             Difference::Missed { recorded } => write!(f, "the guest passes by what was recorded: {recorded}"),
             Difference::Waits => write!(f, "the guest waits for ever, the recorded run went on"),
             Difference::RunsOn { recorded } => {
@@ -156,6 +159,8 @@ pub struct Player {
     own_end: Option<ExitReason>,
     /// `poll` had nothing at this icount and nothing was consumed since.
     looked: Option<Icount>,
+    /// The last hash point.
+    hashed: Option<Icount>,
     /// A divergence or an unreadable trace: leave.
     stopped: bool,
 }
@@ -180,6 +185,7 @@ impl Player {
             more: true,
             own_end,
             looked: None,
+            hashed: None,
             stopped: false,
         }
     }
@@ -387,15 +393,19 @@ impl InputPort for Player {
         if self.stopped {
             return false;
         }
-        let is_hash = |r: &Record| matches!(r.what, What::Hash { .. }) && r.when.icount == now.icount;
-        if !self.queue.front().is_some_and(is_hash) {
-            // No hash was recorded here. Something else that should have come before shows at the next poll.
+        // An engine that is stopped at a hash point may take it again when it goes on.
+        if self.hashed.replace(now.icount) == Some(now.icount) {
             return true;
         }
-        let Some(record) = self.pop() else { return true };
+        let is_hash = |r: &Record| matches!(r.what, What::Hash { .. }) && r.when.icount == now.icount;
+        let record = if self.queue.front().is_some_and(is_hash) { self.pop() } else { None };
         if self.monitor.poked() {
             return true;
         }
+        let Some(record) = record else {
+            self.diverge(now.icount, Difference::NoHash);
+            return false;
+        };
         if let Some(what) = self.compare(now, hash, &record) {
             self.diverge(now.icount, what);
             return false;

@@ -25,6 +25,8 @@ use thiserror::Error;
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// ... and before an idle wait this long after it, so that what was typed is soon on disk.
 const FLUSH_IDLE_AFTER: Duration = Duration::from_millis(250);
+/// A frame is written at the first boundary this long after the last one even if nothing happened.
+const FLUSH_ANYWAY: Duration = Duration::from_secs(10);
 
 /// Why recording could not start or has stopped.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -121,7 +123,7 @@ impl Recording {
 
     /// A port that plays `inner` and logs what it says.
     pub fn port<P: InputPort>(&self, inner: P) -> Recorder<P> {
-        Recorder { inner, to: self.clone() }
+        Recorder { inner, to: self.clone(), hashed: None }
     }
 
     /// A sink that passes output on to `inner` and keeps the digest that hash points carry.
@@ -196,7 +198,8 @@ impl State {
     /// At an instruction boundary: writes a frame if one is due.
     fn boundary(&mut self, now: When, after: Duration) {
         let pending = self.writer.pending();
-        if pending >= FRAME_FULL || (pending > 0 && self.last_frame.elapsed() >= after) {
+        let since = self.last_frame.elapsed();
+        if pending >= FRAME_FULL || (pending > 0 && since >= after) || since >= FLUSH_ANYWAY {
             self.flush(now);
         }
     }
@@ -219,6 +222,8 @@ impl State {
 pub struct Recorder<P> {
     inner: P,
     to: Recording,
+    /// The last hash point.
+    hashed: Option<Icount>,
 }
 
 impl<P: InputPort> InputPort for Recorder<P> {
@@ -257,7 +262,10 @@ impl<P: InputPort> InputPort for Recorder<P> {
 
     fn check(&mut self, now: When, hash: StateHash) -> bool {
         let good = self.inner.check(now, hash);
-        self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+        // An engine that is stopped at a hash point may take it again when it goes on.
+        if self.hashed.replace(now.icount) != Some(now.icount) {
+            self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+        }
         self.to.lock().boundary(now, FLUSH_AFTER);
         good
     }

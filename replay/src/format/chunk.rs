@@ -42,7 +42,7 @@ impl Kind {
         match self {
             Kind::Image => IMAGE_PIECE + 1,
             Kind::Frame => MAX_FRAME,
-            Kind::Index => 16 << 20,
+            Kind::Index => 1 << 20,
             Kind::End => 256,
             Kind::Trailer => 8,
         }

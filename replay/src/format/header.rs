@@ -3,7 +3,7 @@
 
 use super::machine::{get_machine, put_machine};
 use super::varint::{Cursor, Malformed, put, put_bytes};
-use super::{MAGIC, MAX_HEADER, MAX_IMAGE, MAX_STRING, PREAMBLE, Problem, VERSION};
+use super::{MAGIC, MAX_HEADER, MAX_IMAGES, MAX_STRING, PREAMBLE, Problem, VERSION};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use xxhash_rust::xxh3::xxh3_128;
@@ -48,6 +48,11 @@ pub struct Header {
     pub cmdline: String,
     pub kernel_name: String,
     pub images: Vec<ImageInfo>,
+}
+
+/// Bytes of all images together, as far as that can be told.
+pub fn total_size(images: &[ImageInfo]) -> u64 {
+    images.iter().fold(0, |sum, i| sum.saturating_add(i.size))
 }
 
 /// The images present, with their roles.
@@ -149,6 +154,9 @@ impl Header {
             }
             images.push(image);
         }
+        if total_size(&images) > MAX_IMAGES {
+            return Err("its images are too large");
+        }
         if !c.is_empty() {
             return Err("it is longer than its fields");
         }
@@ -160,9 +168,6 @@ fn get_image(c: &mut Cursor<'_>) -> Result<ImageInfo, Malformed> {
     let code = c.u8()?;
     let role = Role::ALL.iter().find(|r| r.0 == code).ok_or("an image's role is unknown")?.1;
     let size = c.number()?;
-    if size > MAX_IMAGE {
-        return Err("an image's size is out of range");
-    }
     Ok(ImageInfo { role, size, digest: c.u128()? })
 }
 

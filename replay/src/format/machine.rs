@@ -122,7 +122,7 @@ fn validate(config: &MachineConfig) -> Result<(), Malformed> {
         ((1..=MAX_NS_PER_INSN).contains(&config.ns_per_insn), "its clock rate is out of range"),
         // The last second of the year 9999.
         (config.wall_time <= 253_402_300_799, "its wall-clock time is out of range"),
-        ((1..=1 << 48).contains(&config.hash_interval), "its hash interval is out of range"),
+        ((1..=1 << 36).contains(&config.hash_interval), "its hash interval is out of range"),
         ((1..=1 << 32).contains(&config.slice), "its time slice is out of range"),
     ];
     match checks.iter().find(|c| !c.0) {

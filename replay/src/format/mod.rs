@@ -1,7 +1,8 @@
 //! The `.rvt` trace file. Owns every byte of the format; `docs/trace-format.md` describes it for other readers.
 //!
 //! `varint` numbers | `header` what stands first | `machine` the machine description | `chunk` framing, checksum
-//! and compression | `record` one input, delta-coded | `end` how a run ended | `writer` | `reader`.
+//! and compression | `record` one input, delta-coded | `describe` as a line of text | `end` how a run ended |
+//! `writer` | `reader` | `stats` counts by kind.
 //!
 //! The reader is fed hostile files: no length is trusted, every allocation has a bound from this file, nothing panics.
 
@@ -12,6 +13,7 @@ pub mod header;
 pub mod machine;
 pub mod reader;
 pub mod record;
+pub mod stats;
 pub mod varint;
 pub mod writer;
 
@@ -29,8 +31,8 @@ pub const MAX_HEADER: u32 = 256 << 10;
 pub const MAX_STRING: usize = 64 << 10;
 /// Bytes of an image in one chunk.
 pub const IMAGE_PIECE: usize = 1 << 20;
-/// Largest image.
-pub const MAX_IMAGE: u64 = 1 << 30;
+/// Most bytes of all images together.
+pub const MAX_IMAGES: u64 = 1 << 30;
 /// Largest uncompressed frame of records.
 pub const MAX_FRAME: usize = 256 << 10;
 /// Longest byte string in one record; longer inputs are split.

@@ -387,6 +387,9 @@ impl Trace {
             Kind::End => {
                 let parsed = self.payload(&place).map(|raw| EndRecord::get(&mut Cursor::new(&raw)));
                 match parsed {
+                    Ok(Ok(record)) if self.last_point() != Some(record.when) => {
+                        return Ok(Err("an end record out of place"));
+                    }
                     Ok(Ok(record)) => *end = Some(record),
                     Ok(Err(why)) => return Ok(Err(why)),
                     Err(_) => return Ok(Err("its compressed data is invalid")),
@@ -400,6 +403,11 @@ impl Trace {
             Kind::Trailer => {}
         }
         Ok(Ok(()))
+    }
+
+    /// The end point of the last frame.
+    fn last_point(&self) -> Option<When> {
+        Some(self.frame(self.frames.len().checked_sub(1)?).ok()??.end)
     }
 
     /// The cut at `at`, going back over frames that make no sense.

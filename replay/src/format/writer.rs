@@ -2,10 +2,10 @@
 
 use super::chunk::{self, Kind};
 use super::end::EndRecord;
-use super::header::{Header, present};
+use super::header::{Header, present, total_size};
 use super::record::{Predictor, Record};
 use super::varint::{put, put_signed};
-use super::{IMAGE_PIECE, MAX_IMAGE, MAX_STRING};
+use super::{IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
 use retrovisor_core::input::When;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
@@ -128,11 +128,8 @@ impl TraceWriter {
 /// Refuses what no reader would accept.
 fn check_limits(header: &Header) -> io::Result<()> {
     let too_long = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    if let Some(i) = header.images.iter().find(|i| i.size > MAX_IMAGE) {
-        return too_long(format!(
-            "the {} is larger than a trace can hold ({MAX_IMAGE} bytes)",
-            i.role.name()
-        ));
+    if total_size(&header.images) > MAX_IMAGES {
+        return too_long(format!("its images are larger than a trace can hold ({MAX_IMAGES} bytes)"));
     }
     if header.cmdline.len().max(header.kernel_name.len()) > MAX_STRING {
         return too_long(format!("the command line is longer than {MAX_STRING} bytes"));
