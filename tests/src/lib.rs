@@ -1,5 +1,6 @@
 //! Support for the property and conformance tests.
 
+pub mod ins;
 pub mod native;
 pub mod random;
 pub mod small;

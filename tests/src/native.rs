@@ -80,7 +80,8 @@ pub struct Native {
 }
 
 /// All general registers in encoding order.
-const REGS: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+const REGS: [AsmRegister64; 16] =
+    [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
 const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
 /// The code at [`CODE`] that enters the instruction, and the code that comes back; and the latter's address.
@@ -223,7 +224,8 @@ impl Drop for Native {
             // SAFETY: puts back what sigaction itself gave.
             unsafe { libc::sigaction(*s, a, std::ptr::null_mut()) };
         }
-        let off = libc::stack_t { ss_sp: self.alt.as_mut_ptr().cast(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+        let off =
+            libc::stack_t { ss_sp: self.alt.as_mut_ptr().cast(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
         // SAFETY: disables the alternate stack of this thread before its memory goes.
         unsafe { libc::sigaltstack(&off, std::ptr::null_mut()) };
         for (at, len) in [(CODE, CODE_LEN), (BLOCK, BLOCK_LEN), (DATA_MAP, DATA_MAP_LEN)] {

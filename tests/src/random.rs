@@ -3,7 +3,9 @@
 
 use crate::native::{DATA, DATA_LEN, INSN, TAKEN};
 use crate::{State, USER_FLAGS};
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
+};
 
 /// A small, fast, seeded generator (SplitMix64).
 #[derive(Clone, Debug)]
@@ -17,9 +19,13 @@ impl Rng {
         z ^ (z >> 31)
     }
     /// A number below `n`.
-    pub fn below(&mut self, n: u64) -> u64 { self.next() % n }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
     /// True once in `n` times.
-    pub fn once_in(&mut self, n: u64) -> bool { self.below(n) == 0 }
+    pub fn once_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
 
     /// A 64-bit value of the kinds that find mistakes: corners of every width, few bits, many bits, plain random.
     pub fn value(&mut self) -> u64 {
@@ -90,7 +96,14 @@ pub struct Case {
 pub fn case(code: Code, rng: &mut Rng) -> Result<Case, String> {
     let mut why = String::new();
     for _ in 0..200 {
-        let mut maker = Maker { code, rng, state: blank(), insn: Instruction::default(), fixed: Vec::new() };
+        let mut maker = Maker {
+            code,
+            rng,
+            state: blank(),
+            insn: Instruction::default(),
+            fixed: Vec::new(),
+            narrow: false,
+        };
         maker.randomize();
         match maker.build() {
             Ok(bytes) => {
@@ -121,7 +134,11 @@ fn blank() -> State {
 
 fn fill_data(c: &mut Case, rng: &mut Rng) {
     for d in c.data.chunks_exact_mut(16) {
-        let v = if rng.once_in(2) { rng.vector() } else { u128::from(rng.value()) << 64 | u128::from(rng.value()) };
+        let v = if rng.once_in(2) {
+            rng.vector()
+        } else {
+            u128::from(rng.value()) << 64 | u128::from(rng.value())
+        };
         d.copy_from_slice(&v.to_le_bytes());
     }
     // An indirect branch or a return must come back to us.
@@ -156,6 +173,8 @@ struct Maker<'a> {
     insn: Instruction,
     /// General registers whose value the encoding already depends on.
     fixed: Vec<usize>,
+    /// String instructions use 32-bit addresses.
+    narrow: bool,
 }
 
 impl Maker<'_> {
@@ -174,6 +193,7 @@ impl Maker<'_> {
             *v = extended(r);
         }
         s.gpr[4] = DATA + 0x700 + 8 * r.below(64);
+        self.narrow = r.once_in(4);
     }
 
     /// Encodes; the state is adjusted to the operands.
@@ -212,7 +232,9 @@ impl Maker<'_> {
         let memory = !self.rng.once_in(2);
         match kind {
             K::mem | K::mem_offs => self.memory(n, kind == K::mem_offs),
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem if memory => {
+            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
+                if memory =>
+            {
                 self.memory(n, false)
             }
             K::r8_or_mem | K::r8_reg | K::r8_opcode => self.any(n, R::AL, 20),
@@ -232,8 +254,15 @@ impl Maker<'_> {
             K::rax => self.register(n, R::RAX),
             K::st0 => self.register(n, R::ST0),
             K::sti_opcode => self.any(n, R::ST0, 8),
-            K::imm8 | K::imm8_const_1 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::imm16 | K::imm32
-            | K::imm32sex64 | K::imm64 => self.immediate(n, kind),
+            K::imm8
+            | K::imm8_const_1
+            | K::imm8sex16
+            | K::imm8sex32
+            | K::imm8sex64
+            | K::imm16
+            | K::imm32
+            | K::imm32sex64
+            | K::imm64 => self.immediate(n, kind),
             K::br64_1 | K::br64_4 => {
                 self.insn.set_op_kind(n, OpKind::NearBranch64);
                 self.insn.set_near_branch64(TAKEN);
@@ -342,9 +371,11 @@ impl Maker<'_> {
             1 => i64::from(self.rng.next() as i8),
             _ => i64::from(self.rng.next() as i32 >> 4),
         };
+        // RSP stays inside the window, for what uses the stack as well.
+        let disp = if base == 4 { at.wrapping_sub(self.state.gpr[4]) as i64 } else { disp };
         let mut rest = at.wrapping_sub(disp as u64);
         let index = self.rng.below(16) as usize;
-        if way > 5 && index != 4 && index != base {
+        if way > 5 && index != 4 && base != 4 && index != base {
             let scale = self.rng.below(4);
             self.insn.set_memory_index(pick(index));
             self.insn.set_memory_index_scale(1 << scale);
@@ -352,22 +383,23 @@ impl Maker<'_> {
             self.fixed.push(index);
         }
         self.insn.set_memory_base(pick(base));
-        self.insn.set_memory_displ_size(if disp == 0 { 0 } else if disp == i64::from(disp as i8) { 1 } else { if narrow { 4 } else { 8 } });
+        self.insn.set_memory_displ_size(if disp == 0 {
+            0
+        } else if disp == i64::from(disp as i8) {
+            1
+        } else {
+            if narrow { 4 } else { 8 }
+        });
         self.insn.set_memory_displacement64(if narrow { disp as u64 & 0xffff_ffff } else { disp as u64 });
-        self.state.gpr[base] = if narrow { rest & 0xffff_ffff | self.state.gpr[base] & !0xffff_ffff } else { rest };
+        self.state.gpr[base] =
+            if narrow { rest & 0xffff_ffff | self.state.gpr[base] & !0xffff_ffff } else { rest };
         self.fixed.push(base);
     }
 
     fn string_pointer(&mut self, n: u32, wide: OpKind, narrow: OpKind, reg: usize) {
-        // Both pointers of an instruction have the same address size: the first operand decides.
-        let is_narrow = match n {
-            0 => self.rng.once_in(4),
-            _ => matches!(self.insn.op_kind(0), OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI),
-        };
-        let is_narrow = is_narrow && self.code.op_code().op_kind(0) != K::al || (n == 0 && is_narrow);
-        self.insn.set_op_kind(n, if is_narrow { narrow } else { wide });
+        self.insn.set_op_kind(n, if self.narrow { narrow } else { wide });
         let at = DATA + 0x400 + self.rng.below(0x800);
-        self.state.gpr[reg] = if is_narrow { at | self.rng.next() << 32 } else { at };
+        self.state.gpr[reg] = if self.narrow { at | self.rng.next() << 32 } else { at };
     }
 
     /// Sometimes a REP prefix, where allowed, with a small count.
@@ -381,10 +413,8 @@ impl Maker<'_> {
             1 if op.can_use_repne_prefix() => self.insn.set_has_repne_prefix(true),
             _ => return,
         }
-        let narrow = (0..self.insn.op_count())
-            .any(|n| matches!(self.insn.op_kind(n), OpKind::MemorySegESI | OpKind::MemoryESEDI));
         let count = self.rng.below(12);
-        self.state.gpr[1] = if narrow { count | self.rng.next() << 32 } else { count };
+        self.state.gpr[1] = if self.narrow { count | self.rng.next() << 32 } else { count };
     }
 
     fn code_is_string(&self) -> bool {

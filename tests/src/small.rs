@@ -61,7 +61,12 @@ impl Small {
     }
 
     /// Executes one instruction and updates `state` and `data`, as `Native::run` does.
-    pub fn run(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> (Outcome, Option<Exception>) {
+    pub fn run(
+        &mut self,
+        code: &[u8],
+        state: &mut State,
+        data: &mut [u8; DATA_LEN],
+    ) -> (Outcome, Option<Exception>) {
         self.sys.mem.write_phys(Gpa(INSN), code);
         self.sys.mem.write_phys(Gpa(DATA), data);
         self.load(state);
@@ -75,10 +80,17 @@ impl Small {
         }
     }
 
-    /// Executes the instruction at RIP.
+    /// Executes the instruction at RIP. A repeated one runs to its end.
     pub fn step(&mut self) -> Result<(), Exception> {
+        self.step_until(u64::MAX)
+    }
+
+    /// Executes the instruction at RIP; a repeated one stops where the icount reaches `limit`.
+    pub fn step_until(&mut self, limit: u64) -> Result<(), Exception> {
+        self.sys.limit = limit;
         let r = Ctx { cpu: &mut self.cpu, sys: &mut self.sys }.step_insn();
-        self.sys.icount += 1;
+        // As the engine counts: a fault retires nothing, but its delivery would tick.
+        self.sys.icount += u64::from(r.is_ok());
         r
     }
 

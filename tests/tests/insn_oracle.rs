@@ -17,21 +17,56 @@ fn excluded(code: Code) -> Option<&'static str> {
     Some(match code.mnemonic() {
         _ if !op.mode64() => "not in 64-bit mode (see tests/insn)",
         _ if op.is_privileged() => "privileged",
-        M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Int | M::Int1 | M::Int3 | M::Into | M::Iret | M::Iretd
+        M::Syscall
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysret
+        | M::Int
+        | M::Int1
+        | M::Int3
+        | M::Into
+        | M::Iret
+        | M::Iretd
         | M::Iretq => "enters the host's kernel",
         M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdrand | M::Rdseed | M::Xgetbv | M::Rdpid => {
             "the answer is the machine's, not the instruction's"
         }
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => "port I/O",
         M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => "system flags",
-        M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw => "system tables",
-        M::Retf | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Lfs | M::Lgs | M::Lss => "segments",
-        M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64
-        | M::Xsavec | M::Xsavec64 | M::Xrstor | M::Xrstor64 | M::Fnsave | M::Frstor | M::Fnstenv | M::Fldenv => {
-            "saves more state than is compared, at places in memory that differ"
+        M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw => {
+            "system tables"
         }
-        M::F2xm1 | M::Fyl2x | M::Fyl2xp1 | M::Fptan | M::Fpatan | M::Fsin | M::Fcos | M::Fsincos | M::Rcpps
-        | M::Rcpss | M::Rsqrtps | M::Rsqrtss => "differs between host models by definition; computed in software",
+        M::Retf | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Lfs | M::Lgs | M::Lss => {
+            "segments"
+        }
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Fnsave
+        | M::Frstor
+        | M::Fnstenv
+        | M::Fldenv => "saves more state than is compared, at places in memory that differ",
+        M::F2xm1
+        | M::Fyl2x
+        | M::Fyl2xp1
+        | M::Fptan
+        | M::Fpatan
+        | M::Fsin
+        | M::Fcos
+        | M::Fsincos
+        | M::Rcpps
+        | M::Rcpss
+        | M::Rsqrtps
+        | M::Rsqrtss => "differs between host models by definition; computed in software",
         M::Clac | M::Stac | M::Swapgs | M::Monitor | M::Mwait | M::Xsetbv => "system",
         _ => return None,
     })
@@ -40,9 +75,28 @@ fn excluded(code: Code) -> Option<&'static str> {
 /// The first feature the host lacks, if any, among those the form needs.
 fn missing(code: Code) -> Option<F> {
     code.cpuid_features().iter().copied().find(|f| !match f {
-        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV | F::CX8 | F::FPU
-        | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::MULTIBYTENOP | F::PAUSE | F::CLFSH | F::FXSR
-        | F::PREFETCHW | F::CET_IBT => true,
+        F::INTEL8086
+        | F::INTEL186
+        | F::INTEL286
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CMOV
+        | F::CX8
+        | F::FPU
+        | F::FPU287
+        | F::FPU387
+        | F::MMX
+        | F::SSE
+        | F::SSE2
+        | F::MULTIBYTENOP
+        | F::PAUSE
+        | F::CLFSH
+        | F::FXSR
+        | F::PREFETCHW
+        | F::CET_IBT
+        | F::CLDEMOTE => true, // what is missing there is a NOP
+        F::CLFLUSHOPT => std::arch::x86_64::__cpuid_count(7, 0).ebx & 1 << 23 != 0,
         F::SSE3 => is_x86_feature_detected!("sse3"),
         F::SSSE3 => is_x86_feature_detected!("ssse3"),
         F::SSE4_1 => is_x86_feature_detected!("sse4.1"),
@@ -88,9 +142,13 @@ fn undefined_result(c: &Case) -> bool {
     }
 }
 
-fn env(name: &str, default: u64) -> u64 { std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default) }
+fn env(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
 
-fn seed_of(seed: u64, code: Code, n: u64) -> u64 { Rng(seed ^ (code as u64) << 40 ^ n << 8).next() }
+fn seed_of(seed: u64, code: Code, n: u64) -> u64 {
+    Rng(seed ^ (code as u64) << 40 ^ n << 8).next()
+}
 
 /// The lines by which two states differ.
 fn differences(host: &State, ours: &State, flags: u64) -> Vec<String> {

@@ -1,13 +1,15 @@
 //! Bit instructions: BT, BTS, BTR, BTC, BSF, BSR, POPCNT, LZCNT, TZCNT, CRC32.
 //!
-//! Undefined flags: the BT family changes CF only; BSF, BSR, LZCNT and TZCNT are described at each.
+//! Undefined flags: the BT family changes CF only; the others clear what the manual leaves undefined, but BSF and BSR
+//! set PF from the result.
 
+use super::alu::arith::pf;
 use super::insn::Insn;
 use super::traits::{Width, rows};
 use super::{Row, lockable, row};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
-use crate::vcpu::flags::bit::{ARITH, CF, ZF};
+use crate::vcpu::flags::bit::{ARITH, CF, PF, ZF};
 use iced_x86::Code;
 
 /// What is done with the bit selected: its new word from the old one and the bit's mask.
@@ -32,16 +34,11 @@ bit_ops! {
     Btc, true, |w, m| w ^ m;
 }
 
+/// Bit `bit` modulo the width, of the r/m operand itself.
 #[inline(always)]
-fn finish<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, word: u64, bit: u64) -> W {
-    let n = bit & u64::from(W::BITS - 1);
-    ctx.cpu.flags.replace(CF, (word >> n) & 1);
-    W::of(O::apply(word, 1 << n))
-}
-
-fn bit_imm<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+fn within<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn, bit: u64) -> Exec {
     let a = if O::WRITES { ctx.rmw::<W>(i)? } else { ctx.rm::<W>(i)? };
-    let n = i.imm & u64::from(W::BITS - 1);
+    let n = bit & u64::from(W::BITS - 1);
     if O::WRITES {
         ctx.set_rm(i, W::of(O::apply(a.u(), 1 << n)))?;
     }
@@ -49,15 +46,15 @@ fn bit_imm<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
+fn bit_imm<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    within::<O, W>(ctx, i, i.imm)
+}
+
 /// The register form. A memory operand is a bit string: the signed bit offset reaches outside the operand.
 fn bit_reg<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let offset = ctx.reg::<W>(i);
     if !i.is_mem() {
-        let r = finish::<O, W>(ctx, W::reg(ctx.cpu, i.rm).u(), offset.u());
-        if O::WRITES {
-            W::set_reg(ctx.cpu, i.rm, r);
-        }
-        return Ok(());
+        return within::<O, W>(ctx, i, offset.u());
     }
     let words = offset.s() >> W::BITS.trailing_zeros();
     let ea = ctx.ea(i).wrapping_add((words as u64).wrapping_mul(W::SIZE as u64)) & i.addr_mask;
@@ -73,11 +70,13 @@ fn bit_reg<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 /// BSF, and BSR with `REVERSE`. A zero source sets ZF and leaves the destination unchanged.
 fn scan<const REVERSE: bool, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = ctx.rm::<W>(i)?.u();
-    ctx.cpu.flags.put(ZF, v == 0);
-    if v != 0 {
-        let n = if REVERSE { 63 - v.leading_zeros() } else { v.trailing_zeros() };
-        ctx.set_reg(i, W::of(n.into()));
+    if v == 0 {
+        ctx.cpu.flags.replace(ARITH, ZF | PF);
+        return Ok(());
     }
+    let n = u64::from(if REVERSE { 63 - v.leading_zeros() } else { v.trailing_zeros() });
+    ctx.set_reg(i, W::of(n));
+    ctx.cpu.flags.replace(ARITH, pf(n));
     Ok(())
 }
 const FORWARD: bool = false;
@@ -89,7 +88,7 @@ fn count_zeros<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, count: impl FnOnce(u64) ->
     let v = ctx.rm::<W>(i)?.u();
     let n = count(v);
     ctx.set_reg(i, W::of(n.into()));
-    ctx.cpu.flags.replace(CF | ZF, u64::from(v == 0) | u64::from(n == 0) << 6);
+    ctx.cpu.flags.replace(ARITH, u64::from(v == 0) | u64::from(n == 0) << 6);
     Ok(())
 }
 

@@ -15,7 +15,9 @@ use iced_x86::Code;
 
 /// VEX encodings are undefined in real-address and virtual-8086 mode (SDM vol. 2, 2.9, exceptions type 13).
 #[inline(always)]
-fn vex_allowed(ctx: &Ctx<'_>) -> Exec { if ctx.cpu.mode.protected { Ok(()) } else { Err(Exception::ud()) } }
+fn vex_allowed(ctx: &Ctx<'_>) -> Exec {
+    if ctx.cpu.mode.protected { Ok(()) } else { Err(Exception::ud()) }
+}
 
 /// Reads the r/m operand of a VEX instruction.
 #[inline(always)]
@@ -25,7 +27,9 @@ fn vex_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Result<u64, Exception> {
 }
 
 #[inline(always)]
-fn vvvv<W: Width>(ctx: &Ctx<'_>, i: &Insn) -> u64 { W::reg(ctx.cpu, i.vvvv).u() }
+fn vvvv<W: Width>(ctx: &Ctx<'_>, i: &Insn) -> u64 {
+    W::reg(ctx.cpu, i.vvvv).u()
+}
 
 /// SF and ZF of a result, with CF in `cf`; OF, AF and PF are cleared.
 #[inline(always)]
@@ -36,7 +40,9 @@ fn set_flags<W: Width>(ctx: &mut Ctx<'_>, r: u64, cf: u64) {
 
 /// The lowest `n` bits set.
 #[inline(always)]
-fn low_mask(n: u64) -> u64 { if n < 64 { (1 << n) - 1 } else { u64::MAX } }
+fn low_mask(n: u64) -> u64 {
+    if n < 64 { (1 << n) - 1 } else { u64::MAX }
+}
 
 fn andn<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let r = vex_rm::<W>(ctx, i)? & !vvvv::<W>(ctx, i);
@@ -64,15 +70,21 @@ pub struct Blsmsk;
 pub struct Blsr;
 impl LowestBit for Blsi {
     #[inline(always)]
-    fn apply(v: u64) -> (u64, bool) { (v & v.wrapping_neg(), v != 0) }
+    fn apply(v: u64) -> (u64, bool) {
+        (v & v.wrapping_neg(), v != 0)
+    }
 }
 impl LowestBit for Blsmsk {
     #[inline(always)]
-    fn apply(v: u64) -> (u64, bool) { (v ^ v.wrapping_sub(1), v == 0) }
+    fn apply(v: u64) -> (u64, bool) {
+        (v ^ v.wrapping_sub(1), v == 0)
+    }
 }
 impl LowestBit for Blsr {
     #[inline(always)]
-    fn apply(v: u64) -> (u64, bool) { (v & v.wrapping_sub(1), v == 0) }
+    fn apply(v: u64) -> (u64, bool) {
+        (v & v.wrapping_sub(1), v == 0)
+    }
 }
 
 fn lowest<O: LowestBit, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

@@ -9,14 +9,16 @@ use super::traits::{Width, rows};
 use super::{Row, end, row, undefined};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
-use crate::vcpu::gpr::{RCX, RSP};
-use crate::vcpu::flags::bit::ZF;
 use crate::vcpu::Seg;
+use crate::vcpu::flags::bit::ZF;
+use crate::vcpu::gpr::{RCX, RSP};
 use iced_x86::Code;
 
 /// Is `a` canonical with 48-bit linear addresses?
 #[inline(always)]
-const fn canonical(a: u64) -> bool { ((a << 16) as i64 >> 16) as u64 == a }
+const fn canonical(a: u64) -> bool {
+    ((a << 16) as i64 >> 16) as u64 == a
+}
 
 impl Ctx<'_> {
     /// #GP(0) if `target` is not a place to execute from: beyond the CS limit, or not canonical in 64-bit mode.
@@ -39,7 +41,9 @@ impl Ctx<'_> {
     }
 }
 
-fn jmp(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.jump_near(i.imm) }
+fn jmp(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.jump_near(i.imm)
+}
 
 fn jmp_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let target = ctx.rm::<W>(i)?.u();
@@ -85,7 +89,9 @@ fn call_to<W: Width>(ctx: &mut Ctx<'_>, target: u64) -> Exec {
     Ok(())
 }
 
-fn call<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { call_to::<W>(ctx, i.imm) }
+fn call<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    call_to::<W>(ctx, i.imm)
+}
 
 fn call_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let target = ctx.rm::<W>(i)?.u();

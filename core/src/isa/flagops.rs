@@ -59,10 +59,18 @@ fn put<const MASK: u64, const ON: bool>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
-fn clc(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { put::<CF, false>(ctx, i) }
-fn stc(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { put::<CF, true>(ctx, i) }
-fn cld(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { put::<DF, false>(ctx, i) }
-fn std(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { put::<DF, true>(ctx, i) }
+fn clc(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    put::<CF, false>(ctx, i)
+}
+fn stc(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    put::<CF, true>(ctx, i)
+}
+fn cld(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    put::<DF, false>(ctx, i)
+}
+fn std(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    put::<DF, true>(ctx, i)
+}
 
 fn cmc(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     ctx.cpu.flags.0 ^= CF;

@@ -20,7 +20,9 @@ fn push_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.push(v)
 }
 
-fn push_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.push(W::of(i.imm)) }
+fn push_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.push(W::of(i.imm))
+}
 
 fn pop_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = ctx.pop::<W>()?;

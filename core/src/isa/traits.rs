@@ -31,15 +31,25 @@ macro_rules! width {
             const MASK: u64 = <$t>::MAX as u64;
             const SIGN: u64 = 1 << (<$t>::BITS - 1);
             #[inline(always)]
-            fn of(v: u64) -> Self { v as $t }
+            fn of(v: u64) -> Self {
+                v as $t
+            }
             #[inline(always)]
-            fn u(self) -> u64 { self as u64 }
+            fn u(self) -> u64 {
+                self as u64
+            }
             #[inline(always)]
-            fn s(self) -> i64 { self as $s as i64 }
+            fn s(self) -> i64 {
+                self as $s as i64
+            }
             #[inline(always)]
-            fn reg($cpu: &Vcpu, $r: u8) -> Self { $get }
+            fn reg($cpu: &Vcpu, $r: u8) -> Self {
+                $get
+            }
             #[inline(always)]
-            fn set_reg($c2: &mut Vcpu, $r2: u8, $v: Self) { $set }
+            fn set_reg($c2: &mut Vcpu, $r2: u8, $v: Self) {
+                $set
+            }
         }
     };
 }
@@ -53,7 +63,8 @@ width!(u16, i16, |cpu, r| cpu.gpr[(r & 15) as usize] as u16, |cpu, r, v| {
     let g = &mut cpu.gpr[(r & 15) as usize];
     *g = (*g & !0xffff) | v as u64;
 });
-width!(u32, i32, |cpu, r| cpu.gpr[(r & 15) as usize] as u32, |cpu, r, v| cpu.gpr[(r & 15) as usize] = v as u64);
+width!(u32, i32, |cpu, r| cpu.gpr[(r & 15) as usize] as u32, |cpu, r, v| cpu.gpr[(r & 15) as usize] =
+    v as u64);
 width!(u64, i64, |cpu, r| cpu.gpr[(r & 15) as usize], |cpu, r, v| cpu.gpr[(r & 15) as usize] = v);
 
 /// Builds a row table. Each group is `constructor exec<parameter> widths: codes;` where the exec function is generic

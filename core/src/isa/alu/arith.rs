@@ -19,11 +19,15 @@ static PARITY: [u8; 256] = {
 
 /// PF of a result.
 #[inline(always)]
-pub fn pf(r: u64) -> u64 { u64::from(PARITY[(r & 0xff) as usize]) }
+pub fn pf(r: u64) -> u64 {
+    u64::from(PARITY[(r & 0xff) as usize])
+}
 
 /// SF, ZF and PF of a result, which must be zero-extended.
 #[inline(always)]
-pub fn szp<W: Width>(r: u64) -> u64 { (u64::from(r == 0) << 6) | ((r >> (W::BITS - 1)) << 7) | pf(r) }
+pub fn szp<W: Width>(r: u64) -> u64 {
+    (u64::from(r == 0) << 6) | ((r >> (W::BITS - 1)) << 7) | pf(r)
+}
 
 /// CF and OF from the vector of carries (or borrows) out of each bit: OF is the carry into the sign bit xor the one
 /// out of it.
@@ -52,7 +56,9 @@ pub fn sub<W: Width>(a: u64, b: u64, cf: u64) -> (u64, u64) {
 
 /// Flags of AND, OR, XOR, TEST: CF and OF are clear; AF is undefined, clear here as on Intel processors.
 #[inline(always)]
-pub fn logic<W: Width>(r: u64) -> (u64, u64) { (r, szp::<W>(r)) }
+pub fn logic<W: Width>(r: u64) -> (u64, u64) {
+    (r, szp::<W>(r))
+}
 
 #[cfg(test)]
 mod tests {

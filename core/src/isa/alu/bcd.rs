@@ -13,7 +13,9 @@ use crate::vcpu::flags::bit::{AF, ARITH, CF};
 use crate::vcpu::gpr::RAX;
 use iced_x86::Code;
 
-fn ax(ctx: &Ctx<'_>) -> u16 { ctx.cpu.gpr[RAX] as u16 }
+fn ax(ctx: &Ctx<'_>) -> u16 {
+    ctx.cpu.gpr[RAX] as u16
+}
 
 /// Writes AX, and the flags as the manual has them from AL, with `cf_af` for CF and AF.
 fn finish(ctx: &mut Ctx<'_>, ax: u16, cf_af: u64) -> Exec {
@@ -24,16 +26,26 @@ fn finish(ctx: &mut Ctx<'_>, ax: u16, cf_af: u64) -> Exec {
 }
 
 /// Does the low digit of `al` need an adjustment?
-fn low_digit_over(ctx: &Ctx<'_>, al: u8) -> bool { al & 15 > 9 || ctx.cpu.flags.has(AF) }
+fn low_digit_over(ctx: &Ctx<'_>, al: u8) -> bool {
+    al & 15 > 9 || ctx.cpu.flags.has(AF)
+}
 
 fn aaa(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     let ax = ax(ctx);
-    if low_digit_over(ctx, ax as u8) { finish(ctx, ax.wrapping_add(0x106) & 0xff0f, CF | AF) } else { finish(ctx, ax & 0xff0f, 0) }
+    if low_digit_over(ctx, ax as u8) {
+        finish(ctx, ax.wrapping_add(0x106) & 0xff0f, CF | AF)
+    } else {
+        finish(ctx, ax & 0xff0f, 0)
+    }
 }
 
 fn aas(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     let ax = ax(ctx);
-    if low_digit_over(ctx, ax as u8) { finish(ctx, ax.wrapping_sub(0x106) & 0xff0f, CF | AF) } else { finish(ctx, ax & 0xff0f, 0) }
+    if low_digit_over(ctx, ax as u8) {
+        finish(ctx, ax.wrapping_sub(0x106) & 0xff0f, CF | AF)
+    } else {
+        finish(ctx, ax & 0xff0f, 0)
+    }
 }
 
 /// DAA (`SUB` false) and DAS.
@@ -80,8 +92,12 @@ fn salc(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
-fn daa(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { decimal::<ADD>(ctx, i) }
-fn das(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { decimal::<SUB>(ctx, i) }
+fn daa(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    decimal::<ADD>(ctx, i)
+}
+fn das(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    decimal::<SUB>(ctx, i)
+}
 
 pub const ROWS: &[Row] = rows! {
     row aaa: Aaa;

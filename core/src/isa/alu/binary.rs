@@ -56,7 +56,9 @@ fn rm_reg<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     to_rm::<O, W>(ctx, i, b)
 }
 
-fn rm_imm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { to_rm::<O, W>(ctx, i, i.imm & W::MASK) }
+fn rm_imm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    to_rm::<O, W>(ctx, i, i.imm & W::MASK)
+}
 
 fn reg_rm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let b = ctx.rm::<W>(i)?.u();

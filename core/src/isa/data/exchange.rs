@@ -41,7 +41,8 @@ fn xadd<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-/// CMPXCHG: the destination is written in either case (SDM vol. 2), so a failed compare can fault too.
+/// CMPXCHG: a memory destination is written in either case (SDM vol. 2), so a failed compare can fault too; a
+/// register is left alone, upper half included.
 fn cmpxchg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let dest = ctx.rmw::<W>(i)?;
     let acc = W::reg(ctx.cpu, RAX as u8);
@@ -50,7 +51,9 @@ fn cmpxchg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
         let v = ctx.reg::<W>(i);
         ctx.set_rm(i, v)?;
     } else {
-        ctx.set_rm(i, dest)?;
+        if i.is_mem() {
+            ctx.set_rm(i, dest)?;
+        }
         W::set_reg(ctx.cpu, RAX as u8, dest);
     }
     ctx.cpu.flags.replace(ARITH, f);

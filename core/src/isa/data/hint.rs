@@ -11,10 +11,14 @@ use crate::isa::{Row, row};
 use crate::mmu::Access;
 use iced_x86::Code;
 
-fn nop(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { Ok(()) }
+fn nop(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    Ok(())
+}
 
 /// CLFLUSH, CLFLUSHOPT: faults as a load of one byte does.
-fn flush_line(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.probe(i.seg, ctx.ea(i), 1, Access::Read) }
+fn flush_line(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.probe(i.seg, ctx.ea(i), 1, Access::Read)
+}
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {

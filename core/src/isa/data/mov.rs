@@ -9,7 +9,9 @@ use crate::isa::{Row, row};
 use crate::vcpu::gpr::{RAX, RBX, RDX};
 use iced_x86::Code;
 
-fn rm_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.set_rm(i, ctx.reg::<W>(i)) }
+fn rm_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.set_rm(i, ctx.reg::<W>(i))
+}
 
 fn reg_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = ctx.rm::<W>(i)?;
@@ -17,7 +19,9 @@ fn reg_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-fn rm_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.set_rm(i, W::of(i.imm)) }
+fn rm_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.set_rm(i, W::of(i.imm))
+}
 
 /// Zero-extends a source of width `S`.
 fn movzx<S: Width, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -57,7 +61,9 @@ fn xlat(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 /// Reverses the bytes of a zero-extended value of width `W`.
 #[inline(always)]
-fn swap_bytes<W: Width>(v: W) -> W { W::of(v.u().swap_bytes() >> (64 - W::BITS)) }
+fn swap_bytes<W: Width>(v: W) -> W {
+    W::of(v.u().swap_bytes() >> (64 - W::BITS))
+}
 
 fn movbe_load<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = ctx.rm::<W>(i)?;
@@ -65,7 +71,9 @@ fn movbe_load<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-fn movbe_store<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.set_rm(i, swap_bytes(ctx.reg::<W>(i))) }
+fn movbe_store<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.set_rm(i, swap_bytes(ctx.reg::<W>(i)))
+}
 
 /// BSWAP. With a 16-bit operand the result is undefined: zero, as Intel processors have it.
 fn bswap<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

@@ -20,13 +20,25 @@ const ES: u8 = Seg::Es as u8;
 impl Ctx<'_> {
     /// Index or count register `r` as an instruction with address mask `mask` sees it.
     #[inline(always)]
-    fn indexed(&self, r: usize, mask: u64) -> u64 { self.cpu.gpr[r] & mask }
+    fn indexed(&self, r: usize, mask: u64) -> u64 {
+        self.cpu.gpr[r] & mask
+    }
 
     /// Writes an index or count register at the address size: 16 bits keep the rest, 32 bits clear the upper half.
     #[inline(always)]
     fn set_indexed(&mut self, r: usize, mask: u64, v: u64) {
         let g = &mut self.cpu.gpr[r];
         *g = if mask == 0xffff { (*g & !0xffff) | (v & mask) } else { v & mask };
+    }
+
+    /// Before a repeated MOVS or STOS: 32-bit addresses clear the upper half of the index register even if the count
+    /// is zero (undocumented; as Intel processors have it).
+    #[inline(always)]
+    fn truncate_index(&mut self, i: &Insn, r: usize) {
+        if i.has(prefix::REP | prefix::REPNE) {
+            let v = self.indexed(r, i.addr_mask);
+            self.set_indexed(r, i.addr_mask, v);
+        }
     }
 
     /// Moves an index register one element of `size` bytes in the direction of DF.
@@ -43,12 +55,15 @@ impl Ctx<'_> {
     /// standing before the faulting element.
     #[inline(always)]
     pub fn repeat<const ZF_ENDS: bool>(
-        &mut self, i: &Insn, mut step: impl FnMut(&mut Self, u64) -> Result<u64, crate::exception::Exception>,
+        &mut self,
+        i: &Insn,
+        mut step: impl FnMut(&mut Self, u64) -> Result<u64, crate::exception::Exception>,
     ) -> Exec {
         if !i.has(prefix::REP | prefix::REPNE) {
             return step(self, 1).map(|_| ());
         }
         let mut left = self.indexed(RCX, i.addr_mask);
+        self.set_indexed(RCX, i.addr_mask, left); // a zero count clears the upper half too
         let mut done = 0;
         while left != 0 {
             if !self.rep_may_continue(done) {
@@ -77,8 +92,12 @@ impl Ctx<'_> {
 }
 
 fn movs<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.truncate_index(i, RSI);
+    ctx.truncate_index(i, RDI);
     ctx.repeat::<false>(i, |ctx, n| {
-        if n > 1 && let Some(n) = ctx.bulk_movs::<W>(i, n) {
+        if n > 1
+            && let Some(n) = ctx.bulk_movs::<W>(i, n)
+        {
             return Ok(n);
         }
         let v: W = ctx.load(i.seg, ctx.indexed(RSI, i.addr_mask))?;
@@ -90,8 +109,11 @@ fn movs<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn stos<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.truncate_index(i, RDI);
     ctx.repeat::<false>(i, |ctx, n| {
-        if n > 1 && let Some(n) = ctx.bulk_stos::<W>(i, n) {
+        if n > 1
+            && let Some(n) = ctx.bulk_stos::<W>(i, n)
+        {
             return Ok(n);
         }
         ctx.store(ES, ctx.indexed(RDI, i.addr_mask), W::reg(ctx.cpu, RAX as u8))?;
