@@ -161,8 +161,8 @@ impl std::io::Write for Heard {
 
 #[test]
 fn no_input_panics_or_kills_the_session() {
-    let session = frozen();
     for seed in 1..=CASES {
+        let session = frozen();
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (post, queue) = mpsc::channel();
         for _ in 0..100 {
@@ -174,7 +174,8 @@ fn no_input_panics_or_kills_the_session() {
         post.send(Message::Closed).unwrap();
         let heard = Heard::default();
         let ended = serve(&session.handle(), heard.clone(), &queue, post);
-        assert_eq!(ended, Ok(Ended::Detached), "seed {seed}");
+        // The client may well have written registers so that the guest ends its run.
+        assert!(matches!(ended, Ok(Ended::Detached | Ended::Exited(_))), "seed {seed}: {ended:?}");
         assert!(session.handle().when().is_ok(), "seed {seed}: the VM thread is gone");
         let heard = heard.0.lock().unwrap();
         let tail = String::from_utf8_lossy(&heard[heard.len().saturating_sub(400)..]).into_owned();
@@ -182,6 +183,6 @@ fn no_input_panics_or_kills_the_session() {
             tail.ends_with("$m01#ce") || tail.ends_with("$mp01.01#cd"),
             "seed {seed}: no sane answer at the end: {tail}"
         );
+        session.join().unwrap();
     }
-    session.join().unwrap();
 }

@@ -4,6 +4,7 @@ use super::{Options, Resume, Role, SessionError, Sink};
 use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
 use crate::stop::{Event, Exit, Stop, StopReason};
+use retrovisor_core::engine::hooks::Watch;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::vcpu::Activity;
@@ -39,6 +40,8 @@ pub struct Worker {
     clients: Vec<Attached>,
     next_client: u64,
     points: BreakpointSet,
+    /// The watchpoints the MMU knows of.
+    armed_watches: Vec<Watch>,
     /// Number of the latest run.
     run: u64,
     quit: bool,
@@ -57,6 +60,7 @@ impl Worker {
             clients: Vec::new(),
             next_client: 1,
             points: BreakpointSet::default(),
+            armed_watches: Vec::new(),
             run: u64::from(!options.freeze),
             quit: false,
             triple_fault_at: None,
@@ -165,6 +169,11 @@ impl Worker {
     fn update_hooks(&mut self) {
         self.vm.hooks.breakpoints = self.points.breakpoints();
         self.vm.hooks.stop_triple_fault = self.has_debugger();
+        let watches = self.points.watches();
+        if watches != self.armed_watches {
+            self.vm.sys.mmu.set_watches(&mut self.vm.sys.mem, &watches);
+            self.armed_watches = watches;
+        }
     }
 
     // --- writes: logged inputs ---
@@ -177,6 +186,9 @@ impl Worker {
             return Err(SessionError::Exited(exit));
         }
         self.vm.inject(event);
+        // A debugger's own write to a watched place is no hit.
+        let system = &mut self.vm.sys;
+        system.mmu.take_watch_hit(&mut system.mem);
         Ok(())
     }
 
