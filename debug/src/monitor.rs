@@ -1,5 +1,5 @@
 //! Text commands about the machine (gdb's `monitor`, the terminal UI's prompt): a table of name, usage, help and
-//! function. Commands only look; they get a read-only view and give text back.
+//! function. Commands only look; they get a read-only view of the machine and give text back.
 
 mod args;
 mod examine;
@@ -16,6 +16,8 @@ pub struct Context<'a, 'vm> {
     pub machine: &'a mut Inspect<'vm>,
     /// The vCPU selected by the client.
     pub vcpu: usize,
+    /// Exceptions the client stops at, a bit a vector; `catch` changes it.
+    pub exceptions: &'a mut u32,
 }
 
 /// Why a command has no answer.
@@ -62,10 +64,13 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "dis", usage: "dis [ADDR [COUNT]]", help: "disassemble at a linear address", more: DIS_MORE, run: examine::dis },
     Command { name: "regs", usage: "regs", help: "all registers of the selected vCPU", more: "", run: regs },
     Command { name: "cpus", usage: "cpus", help: "what each vCPU is doing", more: "", run: cpus },
+    Command { name: "catch", usage: "catch [VECTOR...|off]", help: "stop before exceptions are delivered", more: CATCH_MORE, run: catch },
 ];
 
 const PT_MORE: &str = "Shows each level's entry and its flags; sets no accessed or dirty bit.\n";
 const FMT_MORE: &str = "FMT as of gdb's x: a count, a format (x d u o t c a s i) and a size (b h w g).\n";
+const CATCH_MORE: &str =
+    "VECTOR is a number below 32 or a mnemonic (#PF, pf); without any, lists the present ones.\n";
 const DIS_MORE: &str =
     "Decodes in the present code size; without ADDR at CS:RIP, also where CS has a base.\n";
 
@@ -149,6 +154,21 @@ fn regs(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     }
     text.push('\n');
     Ok(text)
+}
+
+fn catch(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
+    let mut mask = *ctx.exceptions;
+    for arg in args {
+        mask = match (*arg, vector(arg)) {
+            ("off", _) => 0,
+            (_, Some(v)) => mask | 1 << v,
+            (other, None) => return Err(format!("`{other}` is no exception").into()),
+        };
+    }
+    *ctx.exceptions = mask;
+    let caught = (0..32).filter(|v| mask >> v & 1 != 0).map(|v| format!("{} ({v})", exception::name(v)));
+    let list = caught.collect::<Vec<_>>().join(", ");
+    Ok(format!("stopping before: {}\n", if list.is_empty() { "nothing" } else { &list }))
 }
 
 fn cpus(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {

@@ -3,6 +3,7 @@
 use super::{Options, Resume, Role, SessionError, Sink};
 use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
+use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
 use retrovisor_core::engine::hooks::Watch;
 use retrovisor_core::input::InputEvent;
@@ -29,6 +30,8 @@ struct Attached {
     id: ClientId,
     role: Role,
     sink: Sink,
+    /// Exceptions it wants to stop at, a bit a vector.
+    exceptions: u32,
 }
 
 /// What the VM thread owns.
@@ -108,7 +111,7 @@ impl Worker {
         self.next_client += 1;
         let listening = sink(&self.state());
         if listening {
-            self.clients.push(Attached { id, role, sink });
+            self.clients.push(Attached { id, role, sink, exceptions: 0 });
         }
         self.update_hooks();
         id
@@ -161,14 +164,24 @@ impl Worker {
         held
     }
 
-    pub(super) fn stop_on_exceptions(&mut self, mask: u32) {
-        self.vm.hooks.stop_exceptions = mask;
+    pub(super) fn stop_on_exceptions(&mut self, id: ClientId, mask: u32) {
+        self.clients.iter_mut().filter(|c| c.id == id).for_each(|c| c.exceptions = mask);
+        self.update_hooks();
+    }
+
+    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<String, String> {
+        let mut exceptions = self.clients.iter().find(|c| c.id == id).map_or(0, |c| c.exceptions);
+        let machine = &mut Inspect::new(&mut self.vm);
+        let answer = monitor::run(&mut monitor::Context { machine, vcpu, exceptions: &mut exceptions }, line);
+        self.stop_on_exceptions(id, exceptions);
+        answer
     }
 
     /// Tells the engine what to stop at.
     fn update_hooks(&mut self) {
         self.vm.hooks.breakpoints = self.points.breakpoints();
         self.vm.hooks.stop_triple_fault = self.has_debugger();
+        self.vm.hooks.stop_exceptions = self.clients.iter().fold(0, |mask, c| mask | c.exceptions);
         let watches = self.points.watches();
         if watches != self.armed_watches {
             self.vm.sys.mmu.set_watches(&mut self.vm.sys.mem, &watches);
