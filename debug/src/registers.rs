@@ -27,7 +27,9 @@ pub enum Group {
 /// What a register holds, for display.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Type {
+    /// A value of the guest's program: shown signed.
     Int,
+    Unsigned,
     DataPtr,
     CodePtr,
     Eflags,
@@ -92,7 +94,7 @@ const fn reg(name: &'static str, bits: u32, ty: Type, group: Group, source: Sour
     Register { name, bits, ty, group, source, num: Some(num) }
 }
 const fn look(name: &'static str, bits: u32, group: Group, source: Source) -> Register {
-    Register { name, bits, ty: Type::Int, group, source, num: None }
+    Register { name, bits, ty: Type::Unsigned, group, source, num: None }
 }
 const fn gp(name: &'static str, n: usize) -> Register {
     let ty = if n == gpr::RSP || n == gpr::RBP { Type::DataPtr } else { Type::Int };
@@ -116,7 +118,7 @@ const fn ctl(name: &'static str, ty: Type, source: Source, n: u16) -> Register {
 const fn dr(name: &'static str, n: usize) -> Register {
     // DR4 and DR5 do not exist; the numbers leave room for them.
     let number = if n < 4 { n } else { n + 2 };
-    reg(name, 64, Type::Int, Group::Debug, Source::Dr(n), num::DR + number as u16)
+    reg(name, 64, Type::Unsigned, Group::Debug, Source::Dr(n), num::DR + number as u16)
 }
 
 /// Every register, in the order debuggers number them. The first 40 are what gdb's i386 core feature prescribes.
@@ -137,10 +139,10 @@ pub const REGISTERS: &[Register] = &[
     reg("mxcsr", 32, Type::Mxcsr, Group::Sse, Source::Mxcsr, num::MXCSR),
     reg("fs_base", 64, Type::Int, Group::Segments, Source::Base(Seg::Fs), num::FS_BASE),
     reg("gs_base", 64, Type::Int, Group::Segments, Source::Base(Seg::Gs), num::GS_BASE),
-    ctl("k_gs_base", Type::Int, Source::KernelGsBase, num::KERNEL_GS_BASE),
+    ctl("k_gs_base", Type::Unsigned, Source::KernelGsBase, num::KERNEL_GS_BASE),
     ctl("cr0", Type::Cr0, Source::Cr(0), num::CR0),
-    ctl("cr2", Type::Int, Source::Cr(2), num::CR2),
-    ctl("cr3", Type::Int, Source::Cr(3), num::CR3),
+    ctl("cr2", Type::Unsigned, Source::Cr(2), num::CR2),
+    ctl("cr3", Type::Unsigned, Source::Cr(3), num::CR3),
     ctl("cr4", Type::Cr4, Source::Cr(4), num::CR4),
     look("cr8", 64, Group::Control, Source::Cr(8)),
     ctl("efer", Type::Efer, Source::Efer, num::EFER),
