@@ -15,6 +15,8 @@ mod packet;
 mod registers;
 mod server;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use address::{AddressError, GdbAddress};
 pub use registers::{Arch, RegId, Registers, target_xml};

@@ -78,7 +78,7 @@ pub fn program() -> Result<Program, IcedError> {
     // mov eax, 0x12345678; jmp $
     a.set_label(&mut install)?;
     a.mov(rdi, COPY)?;
-    a.mov(rax, 0xfeeb_1234_5678_b8u64)?;
+    a.mov(rax, 0x00fe_eb12_3456_78b8u64)?;
     a.mov(qword_ptr(rdi), rax)?;
     a.jmp(rdi)?;
 
