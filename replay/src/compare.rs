@@ -106,7 +106,7 @@ impl Replay {
         let mailbox = Mailbox::new();
         let player = Player::new(Arc::clone(trace), Arc::clone(&mailbox));
         let (monitor, digest) = (player.monitor(), player.digest());
-        let output = Box::new(player.output(BoxedSink(output)));
+        let output = Box::new(player.output(output));
         let vm = Vm::new(config, images, Box::new(player), output)
             .map_err(|why| VerifyError::Load { file: trace.name().to_owned(), why })?;
         Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest })
@@ -211,14 +211,5 @@ pub fn verify(
         if let Some(result) = replay.conclude(exit) {
             return result;
         }
-    }
-}
-
-/// A boxed sink as a sink.
-struct BoxedSink(Box<dyn OutputSink>);
-
-impl OutputSink for BoxedSink {
-    fn write(&mut self, when: When, port: OutputPort, bytes: &[u8]) {
-        self.0.write(when, port, bytes)
     }
 }

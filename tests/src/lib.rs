@@ -44,3 +44,7 @@ pub enum Fault {
     /// #GP, #SS, #PF and the rest.
     Memory,
 }
+
+pub mod asm;
+pub mod guests;
+pub mod initramfs;
