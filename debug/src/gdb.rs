@@ -9,10 +9,14 @@
 mod address;
 mod breakpoints;
 mod event_loop;
+#[cfg(test)]
+mod fuzz;
 mod packet;
 mod registers;
 mod server;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use address::{AddressError, GdbAddress};
 pub use registers::{Arch, RegId, Registers, target_xml};

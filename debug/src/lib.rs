@@ -10,12 +10,13 @@ pub mod breakpoints;
 pub mod disasm;
 pub mod gdb;
 pub mod inspect;
-pub mod interruptible;
 pub mod monitor;
 pub mod pagewalk;
 pub mod registers;
 pub mod session;
 pub mod stop;
+#[cfg(test)]
+mod testing;
 
 pub use inspect::Inspect;
 pub use session::{Client, Options, Resume, Role, Session, SessionError, SessionHandle};

@@ -1,5 +1,5 @@
 //! Text commands about the machine (gdb's `monitor`, the terminal UI's prompt): a table of name, usage, help and
-//! function. Commands only look; they get a read-only view and give text back.
+//! function. Commands only look; they get a read-only view of the machine and give text back.
 
 mod args;
 mod examine;
@@ -16,6 +16,8 @@ pub struct Context<'a, 'vm> {
     pub machine: &'a mut Inspect<'vm>,
     /// The vCPU selected by the client.
     pub vcpu: usize,
+    /// Exceptions the client stops at, a bit a vector; `catch` changes it.
+    pub exceptions: &'a mut u32,
 }
 
 /// Why a command has no answer.
@@ -62,10 +64,13 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "dis", usage: "dis [ADDR [COUNT]]", help: "disassemble at a linear address", more: DIS_MORE, run: examine::dis },
     Command { name: "regs", usage: "regs", help: "all registers of the selected vCPU", more: "", run: regs },
     Command { name: "cpus", usage: "cpus", help: "what each vCPU is doing", more: "", run: cpus },
+    Command { name: "catch", usage: "catch [VECTOR...|off]", help: "stop before exceptions are delivered", more: CATCH_MORE, run: catch },
 ];
 
 const PT_MORE: &str = "Shows each level's entry and its flags; sets no accessed or dirty bit.\n";
 const FMT_MORE: &str = "FMT as of gdb's x: a count, a format (x d u o t c a s i) and a size (b h w g).\n";
+const CATCH_MORE: &str =
+    "VECTOR is a number below 32 or a mnemonic (#PF, pf); without any, lists the present ones.\n";
 const DIS_MORE: &str =
     "Decodes in the present code size; without ADDR at CS:RIP, also where CS has a base.\n";
 
@@ -151,6 +156,21 @@ fn regs(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     Ok(text)
 }
 
+fn catch(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
+    let mut mask = *ctx.exceptions;
+    for arg in args {
+        mask = match (*arg, vector(arg)) {
+            ("off", _) => 0,
+            (_, Some(v)) => mask | 1 << v,
+            (other, None) => return Err(format!("`{other}` is no exception").into()),
+        };
+    }
+    *ctx.exceptions = mask;
+    let caught = (0..32).filter(|v| mask >> v & 1 != 0).map(|v| format!("{} ({v})", exception::name(v)));
+    let list = caught.collect::<Vec<_>>().join(", ");
+    Ok(format!("stopping before: {}\n", if list.is_empty() { "nothing" } else { &list }))
+}
+
 fn cpus(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     no_arguments(args)?;
     let current = ctx.machine.current();
@@ -191,4 +211,83 @@ pub fn vector(text: &str) -> Option<u8> {
     }
     let wanted = text.trim_start_matches('#');
     (0..32).find(|v| exception::name(*v).trim_start_matches('#').eq_ignore_ascii_case(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{COUNT, machine};
+    use retrovisor_core::input::NoInput;
+
+    /// Runs the lines on one machine; the last one's answer.
+    fn ask(lines: &[&str]) -> Result<String, String> {
+        let mut vm = machine(COUNT, Box::new(NoInput));
+        let mut exceptions = 0;
+        let mut answer = Ok(String::new());
+        for line in lines {
+            let machine = &mut Inspect::new(&mut vm);
+            answer = run(&mut Context { machine, vcpu: 0, exceptions: &mut exceptions }, line);
+        }
+        answer
+    }
+
+    #[test]
+    fn every_command_is_in_the_list_and_explains_itself() {
+        let list = ask(&["help"]).unwrap();
+        for c in COMMANDS {
+            assert!(list.contains(c.usage), "{}", c.name);
+            assert!(ask(&[&format!("help {}", c.name)]).unwrap().contains(c.help));
+        }
+        assert!(list.lines().all(|line| line.len() <= 80), "the list fits 80 columns");
+        assert_eq!(ask(&[""]).unwrap(), list);
+    }
+
+    #[test]
+    fn memory_is_shown_in_the_format_asked_for() {
+        assert_eq!(ask(&["xp/2xb 0x100020"]).unwrap(), "0x100020:\t0x40\t0xa3\n");
+        assert_eq!(ask(&["xp /1xw 0x100000"]).unwrap(), "0x100000:\t0x1badb002\n");
+        assert_eq!(ask(&["xl/1uh $rip+1-1"]).unwrap(), "0x100020:\t41792\n");
+        let dis = ask(&["dis"]).unwrap();
+        assert!(dis.lines().next().unwrap().ends_with("inc eax"), "{dis}");
+        assert_eq!(ask(&["dis $rip 2"]).unwrap().lines().count(), 2);
+        assert_eq!(ask(&["xp/2i 0x100020"]).unwrap(), ask(&["dis 0x100020 2"]).unwrap());
+        // Memory ends at 4 MiB: what is there is shown, and what is not is said.
+        let edge = ask(&["xp/2xw 0x3ffffc"]).unwrap();
+        assert_eq!(edge, "0x3ffffc:\t0x00000000\nphysical address 0x400000 is neither RAM nor ROM\n");
+    }
+
+    #[test]
+    fn errors_explain_themselves() {
+        for (line, why) in [
+            ("frob", "there is no command `frob`"),
+            ("pt", "one address is needed\nusage: pt ADDR"),
+            ("pt 0xzz", "neither a number"),
+            ("xp $foo", "there is no register $foo"),
+            ("xp/q 0", "no format letter"),
+            ("xp 0x400000", "neither RAM nor ROM"),
+            ("when now", "takes no arguments"),
+            ("catch 32", "`32` is no exception"),
+        ] {
+            let error = ask(&[line]).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn catch_keeps_its_list_until_off() {
+        assert_eq!(
+            ask(&["catch #pf 6", "catch GP", "catch"]).unwrap(),
+            "stopping before: #UD (6), #GP (13), #PF (14)\n"
+        );
+        assert_eq!(ask(&["catch 14", "catch off"]).unwrap(), "stopping before: nothing\n");
+    }
+
+    #[test]
+    fn registers_and_vcpus_are_listed() {
+        let regs = ask(&["regs"]).unwrap();
+        assert!(regs.contains("rip 0000000000100020") && regs.contains("idtr_limit"), "{regs}");
+        assert_eq!(ask(&["cpus"]).unwrap(), "*vCPU 0: running, 32-bit ring 0 code at 0x100020\n");
+        assert_eq!(ask(&["when"]).unwrap(), "icount 0, guest time 0.000000000 s\n");
+    }
 }

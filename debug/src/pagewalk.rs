@@ -233,3 +233,82 @@ impl Walk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{COUNT, machine};
+    use retrovisor_core::input::NoInput;
+    use retrovisor_core::machine::vm::Vm;
+
+    /// A machine with these table entries, in the given mode, with its tables at 0x1000.
+    fn paged(entry_size: usize, entries: &[(u64, u64)], cr4: u64, efer: u64) -> Vm {
+        let mut vm = machine(COUNT, Box::new(NoInput));
+        for (at, entry) in entries {
+            assert!(vm.sys.mem.write_phys(Gpa(*at), &entry.to_le_bytes()[..entry_size]));
+        }
+        let cpu = &mut vm.vcpus[0];
+        cpu.cr0 |= cr0::PG | cr0::PE;
+        (cpu.cr3, cpu.cr4, cpu.msr.efer) = (0x1000, cr4, efer);
+        cpu.refresh();
+        vm
+    }
+
+    fn walk_of(vm: &mut Vm, gva: u64) -> Walk {
+        let view = Inspect::new(vm);
+        walk(&view, view.vcpu(0).unwrap(), Gva(gva))
+    }
+
+    #[test]
+    fn no_paging_maps_to_itself() {
+        let mut vm = machine(COUNT, Box::new(NoInput));
+        assert_eq!(walk_of(&mut vm, 0x1234).to_string(), "paging is off: physical 0x1234 (4 KiB page)");
+    }
+
+    #[test]
+    fn bits32_walks_small_and_large_pages() {
+        let mut vm = paged(
+            4,
+            &[(0x1000, 0x2067), (0x2004, 0x5000 | 0x165), (0x1004, 0x0040_0083 | 3 << 13)],
+            cr4::PSE,
+            0,
+        );
+        let small = walk_of(&mut vm, 0x1abc);
+        assert_eq!(small.result, Ok((Gpa(0x5abc), 4096)));
+        assert!(small.to_string().contains("P U/S A D G"), "{small}");
+        assert_eq!(walk_of(&mut vm, 0x0040_1234).result, Ok((Gpa(3 << 32 | 0x0040_1234), 1 << 22)));
+        assert_eq!(walk_of(&mut vm, 0x2000).result, Err(NotMapped::NotPresent("PTE")));
+        // The upper half of an address means nothing outside 64-bit mode.
+        assert_eq!(walk_of(&mut vm, 0xffff_ffff_0000_1abc).result, small.result);
+    }
+
+    #[test]
+    fn pae_starts_from_the_registers() {
+        let mut vm = paged(
+            8,
+            &[(0x2000, 0x3001), (0x3008, 1 << 63 | 0x0020_0003), (0x2008, 0xffff_f000_0001)],
+            cr4::PAE,
+            0,
+        );
+        vm.vcpus[0].pdpte = [0x2001, 0, 0, 0];
+        let small = walk_of(&mut vm, 0x1010);
+        assert_eq!(small.result, Ok((Gpa(0x0020_0010), 4096)));
+        let text = small.to_string();
+        assert!(text.contains("in a register") && text.contains("P R/W XD"), "{text}");
+        assert_eq!(walk_of(&mut vm, 0x4000_0000).result, Err(NotMapped::NotPresent("PDPTE")));
+        assert_eq!(walk_of(&mut vm, 0x0020_0000).result, Err(NotMapped::OutsideMemory("PTE")));
+    }
+
+    #[test]
+    fn level4_walks_all_page_sizes() {
+        let entries = [(0x1000, 0x2003), (0x2000, 0x3003), (0x2008, 0x4000_0083), (0x3000, 0x0020_0083)];
+        let mut vm = paged(8, &entries, cr4::PAE, efer::LMA | efer::LME);
+        assert_eq!(walk_of(&mut vm, 0x1234).result, Ok((Gpa(0x0020_1234), 1 << 21)));
+        let huge = walk_of(&mut vm, 0x4000_0000 + 0x1234_5678);
+        assert_eq!(huge.result, Ok((Gpa(0x4000_0000 + 0x1234_5678), 1 << 30)));
+        assert!(huge.to_string().ends_with("(1 GiB page)"), "{huge}");
+        assert_eq!(walk_of(&mut vm, 0x8000_0000_0000).result, Err(NotMapped::NotCanonical));
+        assert_eq!(walk_of(&mut vm, u64::MAX).result, Err(NotMapped::NotPresent("PML4E")));
+    }
+}

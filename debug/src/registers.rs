@@ -27,7 +27,9 @@ pub enum Group {
 /// What a register holds, for display.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Type {
+    /// A value of the guest's program: shown signed.
     Int,
+    Unsigned,
     DataPtr,
     CodePtr,
     Eflags,
@@ -92,7 +94,7 @@ const fn reg(name: &'static str, bits: u32, ty: Type, group: Group, source: Sour
     Register { name, bits, ty, group, source, num: Some(num) }
 }
 const fn look(name: &'static str, bits: u32, group: Group, source: Source) -> Register {
-    Register { name, bits, ty: Type::Int, group, source, num: None }
+    Register { name, bits, ty: Type::Unsigned, group, source, num: None }
 }
 const fn gp(name: &'static str, n: usize) -> Register {
     let ty = if n == gpr::RSP || n == gpr::RBP { Type::DataPtr } else { Type::Int };
@@ -114,7 +116,9 @@ const fn ctl(name: &'static str, ty: Type, source: Source, n: u16) -> Register {
     reg(name, 64, ty, Group::Control, source, n)
 }
 const fn dr(name: &'static str, n: usize) -> Register {
-    reg(name, 64, Type::Int, Group::Debug, Source::Dr(n), num::DR + n as u16)
+    // DR4 and DR5 do not exist; the numbers leave room for them.
+    let number = if n < 4 { n } else { n + 2 };
+    reg(name, 64, Type::Unsigned, Group::Debug, Source::Dr(n), num::DR + number as u16)
 }
 
 /// Every register, in the order debuggers number them. The first 40 are what gdb's i386 core feature prescribes.
@@ -135,10 +139,10 @@ pub const REGISTERS: &[Register] = &[
     reg("mxcsr", 32, Type::Mxcsr, Group::Sse, Source::Mxcsr, num::MXCSR),
     reg("fs_base", 64, Type::Int, Group::Segments, Source::Base(Seg::Fs), num::FS_BASE),
     reg("gs_base", 64, Type::Int, Group::Segments, Source::Base(Seg::Gs), num::GS_BASE),
-    ctl("k_gs_base", Type::Int, Source::KernelGsBase, num::KERNEL_GS_BASE),
+    ctl("k_gs_base", Type::Unsigned, Source::KernelGsBase, num::KERNEL_GS_BASE),
     ctl("cr0", Type::Cr0, Source::Cr(0), num::CR0),
-    ctl("cr2", Type::Int, Source::Cr(2), num::CR2),
-    ctl("cr3", Type::Int, Source::Cr(3), num::CR3),
+    ctl("cr2", Type::Unsigned, Source::Cr(2), num::CR2),
+    ctl("cr3", Type::Unsigned, Source::Cr(3), num::CR3),
     ctl("cr4", Type::Cr4, Source::Cr(4), num::CR4),
     look("cr8", 64, Group::Control, Source::Cr(8)),
     ctl("efer", Type::Efer, Source::Efer, num::EFER),
@@ -244,6 +248,14 @@ fn x87_value(fpu: &Fpu, n: usize) -> u64 {
     }
 }
 
+/// What to write to the machine so that a register shows `value`: the machine keeps the tag word abridged.
+pub fn stored(source: Source, value: u128) -> u128 {
+    match source {
+        Source::X87(2) => (0..8).fold(0, |tags, i| tags | u128::from(value >> (2 * i) & 3 != 3) << i),
+        _ => value,
+    }
+}
+
 /// The 16-bit tag word from the abridged one (SDM vol. 1, 8.1.7 and table 10-3): two bits a physical register.
 pub fn full_tag_word(fpu: &Fpu) -> u16 {
     (0..8).fold(0, |word, i| {
@@ -297,6 +309,25 @@ mod tests {
         fpu.r[0] = (7, 1);
         assert_eq!(st_value(&fpu, 0), 0x3fff_8000_0000_0000_0000);
         assert_eq!(st_value(&fpu, 2), 1 << 64 | 7);
+    }
+
+    #[test]
+    fn a_written_register_shows_what_was_written() {
+        use retrovisor_core::vcpu::regs::write_reg;
+        let mut cpu = Vcpu::new(0, CpuModel::default());
+        for row in REGISTERS {
+            let Some(number) = row.num else { continue };
+            let value = match row.name {
+                "eflags" => 0x246,
+                "dr6" => 0xffff_4ff1,
+                "dr7" => 0x455,
+                "ftag" => 0xffff,
+                "mxcsr" | "cr0" | "efer" => 0,
+                _ => 0x123,
+            };
+            write_reg(&mut cpu, number, stored(row.source, value));
+            assert_eq!(read(&cpu, 0, row.source), value, "{}", row.name);
+        }
     }
 
     #[test]

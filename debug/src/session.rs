@@ -233,11 +233,6 @@ impl SessionHandle {
     pub fn inject(&self, event: InputEvent) -> Result<(), SessionError> {
         self.call(move |w| w.inject(&event))?
     }
-
-    /// Bit n: stop before exception n is delivered.
-    pub fn stop_on_exceptions(&self, mask: u32) -> Result<(), SessionError> {
-        self.call(move |w| w.stop_on_exceptions(mask))
-    }
 }
 
 /// An attached client. Dropping it detaches: its breakpoints go, the guest stays as it is.
@@ -263,6 +258,18 @@ impl Client {
         self.handle.call(move |w| w.remove(id, point))
     }
 
+    /// Bit n: stop before exception n is delivered, while this client is attached.
+    pub fn stop_on_exceptions(&self, mask: u32) -> Result<(), SessionError> {
+        let id = self.id;
+        self.handle.call(move |w| w.stop_on_exceptions(id, mask))
+    }
+
+    /// Runs a text command (see [`crate::monitor`]) about a vCPU: its text, or what is wrong with it.
+    pub fn monitor(&self, vcpu: usize, line: String) -> Result<Result<String, String>, SessionError> {
+        let id = self.id;
+        self.handle.call(move |w| w.monitor(id, vcpu, &line))
+    }
+
     /// Detaches and lets the guest run on if no other debugger is attached.
     pub fn detach_and_continue(self) {
         let id = self.id;
@@ -285,3 +292,6 @@ impl Drop for Client {
         let _ = self.handle.call(move |w| w.detach(id));
     }
 }
+
+#[cfg(test)]
+mod tests;

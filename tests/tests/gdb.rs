@@ -9,6 +9,7 @@ mod support;
 
 use guest::{COPY, COUNTER, INPUT, UNMAPPED};
 use retrovisor_core::Gpa;
+use retrovisor_debug::gdb::{GdbAddress, GdbServer};
 use retrovisor_debug::{Event, Exit, Role};
 use std::time::Duration;
 use support::{Bench, assert_in_order};
@@ -215,6 +216,91 @@ fn kill_ends_the_run() {
 }
 
 #[test]
+fn triple_fault_stops_before_the_end_and_is_explained() {
+    let bench = Bench::new(true);
+    let crash = bench.program.crash;
+    let out = bench.gdb(&[&format!("set $rip = {crash:#x}"), "continue", "info registers rip", "continue"]);
+    assert_in_order(
+        &out,
+        &[
+            "retrovisor: triple fault",
+            "ud2",
+            "SIGABRT",
+            &format!("rip            {crash:#x}"),
+            "retrovisor: the guest triple-faulted",
+            "exited with code 01",
+        ],
+    );
+    assert_eq!(bench.session.wait(), Exit::TripleFault);
+    bench.finish();
+}
+
+#[test]
+fn chosen_exception_stops_before_it_is_delivered() {
+    let bench = Bench::new(true);
+    let crash = bench.program.crash;
+    let set = format!("set $rip = {crash:#x}");
+    let out = bench.gdb(&["monitor catch ud", &set, "continue", "info registers rip", "monitor catch off"]);
+    assert_in_order(
+        &out,
+        &["stopping before: #UD (6)", "retrovisor: #UD", "ud2", "SIGILL", "stopping before: nothing"],
+    );
+    bench.finish();
+}
+
+#[test]
+fn guests_exit_code_reaches_gdb() {
+    let bench = Bench::new(true);
+    let out = bench.gdb(&[&format!("set $rip = {:#x}", bench.program.exit), "continue"]);
+    assert_in_order(&out, &["isa-debug-exit with value 0x10", "exited with code 041"]);
+    assert_eq!(bench.session.wait(), Exit::DebugExit(0x10));
+    bench.finish();
+}
+
+#[test]
+fn two_gdbs_share_the_machine() {
+    let bench = Bench::new(true);
+    let p = &bench.program;
+    let waits =
+        [format!("hbreak *{:#x}", p.after_call), "echo ready\\n".into(), "continue".into(), "detach".into()];
+    let mut waiting = bench.spawn(&[], &waits.iter().map(String::as_str).collect::<Vec<_>>());
+    waiting.expect("ready");
+    std::thread::sleep(Duration::from_millis(300));
+    // The guest came to the first gdb's breakpoint; the second sees the same machine.
+    let out = bench.gdb(&["info registers rip"]);
+    assert!(out.contains("rip            0x1000"), "{out}");
+    assert_in_order(&waiting.finish(), &["Breakpoint 1, ", "detached"]);
+    bench.finish();
+}
+
+#[test]
+fn busy_port_is_one_clear_line() {
+    let bench = Bench::new(true);
+    let error = GdbServer::bind(bench.server.address()).err().unwrap().to_string();
+    assert!(error.contains("in use") && error.contains("--gdb") && !error.contains('\n'), "{error}");
+    bench.finish();
+}
+
+#[test]
+fn unix_socket_serves_too_and_is_removed() {
+    let bench = Bench::new(true);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gdb.sock");
+    let server = GdbServer::bind(&GdbAddress::Unix(path.clone())).unwrap();
+    let server = server.serve(bench.session.handle(), |_| {}).unwrap();
+    let gdb = std::process::Command::new("gdb")
+        .args(["-nx", "-batch", "-ex"])
+        .arg(format!("target remote {}", path.display()))
+        .args(["-ex", "info registers rip"])
+        .output()
+        .expect("gdb is needed for this test: install it, e.g. `apt-get install gdb`");
+    assert!(String::from_utf8_lossy(&gdb.stdout).contains("0x100000"));
+    server.finish();
+    assert!(!path.exists());
+    bench.finish();
+}
+
+#[test]
 fn monitor_commands_answer() {
     let bench = Bench::new(true);
     let out = bench.gdb(&[
@@ -241,7 +327,7 @@ fn monitor_commands_answer() {
             "PS",
             "physical 0x200000 (2 MiB page)",
             "not mapped: PDE is not present",
-            "0x1000:\t0x03\t0x20\t0x00\t0x00",
+            "0x1000:\t0x23\t0x20\t0x00\t0x00",
             "neither RAM nor ROM",
             "push rbp",
             "there is no command `nonsense`",

@@ -87,7 +87,7 @@ fn make_xml() -> String {
     for (group, feature, types) in FEATURES {
         xml += &format!("<feature name=\"{feature}\">\n{types}");
         for r in REGISTERS.iter().filter(|r| r.group == *group) {
-            let (ty, set) = (type_name(r.ty), reggroup(r));
+            let (ty, set) = (type_name(r), reggroup(r));
             xml += &format!("<reg name=\"{}\" bitsize=\"{}\" type=\"{ty}\"{set}/>\n", r.name, r.bits);
         }
         xml += "</feature>\n";
@@ -103,9 +103,11 @@ fn reggroup(r: &Register) -> &'static str {
     }
 }
 
-const fn type_name(ty: Type) -> &'static str {
-    match ty {
+const fn type_name(r: &Register) -> &'static str {
+    match r.ty {
         Type::Int => "int",
+        Type::Unsigned if r.bits == 32 => "uint32",
+        Type::Unsigned => "uint64",
         Type::DataPtr => "data_ptr",
         Type::CodePtr => "code_ptr",
         Type::Eflags => "i386_eflags",

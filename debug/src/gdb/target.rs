@@ -83,7 +83,8 @@ impl Debuggee {
         };
         let mut wide = [0; 16];
         wide[..bytes.len()].copy_from_slice(bytes);
-        self.client.write_register(vcpu, num, u128::from_le_bytes(wide)).map_err(fault)
+        let value = registers::stored(row.source, u128::from_le_bytes(wide));
+        self.client.write_register(vcpu, num, value).map_err(fault)
     }
 }
 
@@ -285,9 +286,7 @@ impl MonitorCmd for Debuggee {
     fn handle_monitor_cmd(&mut self, cmd: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), SessionError> {
         let line = String::from_utf8_lossy(cmd).into_owned();
         let vcpu = self.selected;
-        let done =
-            self.client.inspect(move |m| monitor::run(&mut monitor::Context { machine: m, vcpu }, &line))?;
-        let text = match done {
+        let text = match self.client.monitor(vcpu, line)? {
             Ok(text) => text,
             Err(why) => format!("{why}\n"),
         };

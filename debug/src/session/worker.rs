@@ -3,7 +3,9 @@
 use super::{Options, Resume, Role, SessionError, Sink};
 use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
+use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
+use retrovisor_core::engine::hooks::Watch;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::vcpu::Activity;
@@ -28,6 +30,8 @@ struct Attached {
     id: ClientId,
     role: Role,
     sink: Sink,
+    /// Exceptions it wants to stop at, a bit a vector.
+    exceptions: u32,
 }
 
 /// What the VM thread owns.
@@ -39,6 +43,8 @@ pub struct Worker {
     clients: Vec<Attached>,
     next_client: u64,
     points: BreakpointSet,
+    /// The watchpoints the MMU knows of.
+    armed_watches: Vec<Watch>,
     /// Number of the latest run.
     run: u64,
     quit: bool,
@@ -57,6 +63,7 @@ impl Worker {
             clients: Vec::new(),
             next_client: 1,
             points: BreakpointSet::default(),
+            armed_watches: Vec::new(),
             run: u64::from(!options.freeze),
             quit: false,
             triple_fault_at: None,
@@ -104,7 +111,7 @@ impl Worker {
         self.next_client += 1;
         let listening = sink(&self.state());
         if listening {
-            self.clients.push(Attached { id, role, sink });
+            self.clients.push(Attached { id, role, sink, exceptions: 0 });
         }
         self.update_hooks();
         id
@@ -157,14 +164,29 @@ impl Worker {
         held
     }
 
-    pub(super) fn stop_on_exceptions(&mut self, mask: u32) {
-        self.vm.hooks.stop_exceptions = mask;
+    pub(super) fn stop_on_exceptions(&mut self, id: ClientId, mask: u32) {
+        self.clients.iter_mut().filter(|c| c.id == id).for_each(|c| c.exceptions = mask);
+        self.update_hooks();
+    }
+
+    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<String, String> {
+        let mut exceptions = self.clients.iter().find(|c| c.id == id).map_or(0, |c| c.exceptions);
+        let machine = &mut Inspect::new(&mut self.vm);
+        let answer = monitor::run(&mut monitor::Context { machine, vcpu, exceptions: &mut exceptions }, line);
+        self.stop_on_exceptions(id, exceptions);
+        answer
     }
 
     /// Tells the engine what to stop at.
     fn update_hooks(&mut self) {
         self.vm.hooks.breakpoints = self.points.breakpoints();
         self.vm.hooks.stop_triple_fault = self.has_debugger();
+        self.vm.hooks.stop_exceptions = self.clients.iter().fold(0, |mask, c| mask | c.exceptions);
+        let watches = self.points.watches();
+        if watches != self.armed_watches {
+            self.vm.sys.mmu.set_watches(&mut self.vm.sys.mem, &watches);
+            self.armed_watches = watches;
+        }
     }
 
     // --- writes: logged inputs ---
@@ -177,6 +199,9 @@ impl Worker {
             return Err(SessionError::Exited(exit));
         }
         self.vm.inject(event);
+        // A debugger's own write to a watched place is no hit.
+        let system = &mut self.vm.sys;
+        system.mmu.take_watch_hit(&mut system.mem);
         Ok(())
     }
 

@@ -45,6 +45,10 @@ pub struct Program {
     pub store: u64,
     /// Jumps to [`COPY`] (never reached by the loop: a debugger has to set RIP).
     pub install: u64,
+    /// An undefined instruction; there is no IDT, so it is a triple fault.
+    pub crash: u64,
+    /// Writes 0x10 to isa-debug-exit.
+    pub exit: u64,
 }
 
 /// Assembles the program.
@@ -52,6 +56,7 @@ pub fn program() -> Result<Program, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let (mut main_loop, mut after_call, mut work) = (a.create_label(), a.create_label(), a.create_label());
     let (mut store, mut install) = (a.create_label(), a.create_label());
+    let (mut crash, mut exit) = (a.create_label(), a.create_label());
     a.xor(ebx, ebx)?;
     a.set_label(&mut main_loop)?;
     a.call(work)?;
@@ -73,9 +78,16 @@ pub fn program() -> Result<Program, IcedError> {
     // mov eax, 0x12345678; jmp $
     a.set_label(&mut install)?;
     a.mov(rdi, COPY)?;
-    a.mov(rax, 0xfeeb_1234_5678_b8u64)?;
+    a.mov(rax, 0x00fe_eb12_3456_78b8u64)?;
     a.mov(qword_ptr(rdi), rax)?;
     a.jmp(rdi)?;
+
+    a.set_label(&mut crash)?;
+    a.ud2()?;
+
+    a.set_label(&mut exit)?;
+    a.mov(eax, 0x10)?;
+    a.out(0xf4, al)?;
 
     let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
     let done = a.assemble_options(CODE, options)?;
@@ -85,6 +97,8 @@ pub fn program() -> Result<Program, IcedError> {
         work: done.label_ip(&work)?,
         store: done.label_ip(&store)?,
         install: done.label_ip(&install)?,
+        crash: done.label_ip(&crash)?,
+        exit: done.label_ip(&exit)?,
         code: done.inner.code_buffer,
     })
 }
@@ -136,6 +150,7 @@ fn enter_long_mode(vm: &mut Vm) {
     let flat = |selector, attr| Segment { selector, limit: u32::MAX, attr, base: 0, ..Segment::real(0) };
     cpu.seg = [flat(16, data | attr::DB); 6];
     cpu.seg[Seg::Cs as usize] = flat(8, data | attr::CODE | attr::L);
+    cpu.idtr.limit = 0;
     cpu.gpr[gpr::RSP] = STACK_TOP;
     cpu.rip = CODE;
     cpu.refresh();
@@ -148,7 +163,7 @@ pub fn symbol_file(program: &Program) -> Vec<u8> {
         ("start", CODE, program.main_loop - CODE),
         ("main_loop", program.main_loop, program.work - program.main_loop),
         ("work", program.work, program.install - program.work),
-        ("install", program.install, CODE + program.code.len() as u64 - program.install),
+        ("install", program.install, program.crash - program.install),
         ("copied", COPY, 7),
     ];
     let (mut names, mut table) = (vec![0u8], vec![0u8; 24]);

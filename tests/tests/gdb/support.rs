@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Bench {
     pub program: Program,
     pub session: Session,
-    server: Running,
+    pub server: Running,
 }
 
 impl Bench {
