@@ -53,7 +53,7 @@ enum Op {
 
 fn entry(g: &mut Rng, format: Format) -> u64 {
     let mut e = POOL + g.below(PAGES) * 0x1000;
-    for (bit, percent) in [(P, 90), (W, 70), (U, 60), (A, 30), (D, 30)] {
+    for (bit, percent) in [(P, 97), (W, 80), (U, 75), (A, 30), (D, 30)] {
         if g.chance(percent) {
             e |= bit;
         }
@@ -74,10 +74,12 @@ fn entry(g: &mut Rng, format: Format) -> u64 {
 
 fn linear(g: &mut Rng, format: Format) -> u64 {
     let mut lin = 0;
+    // Half of the addresses come from a few pages, so that TLB entries are used before they go.
+    let few = g.chance(50);
     for level in 1..=format.top() {
-        lin |= g.below(3) << format.shift(level);
+        lin |= g.below(if few && level > 1 { 1 } else { 3 }) << format.shift(level);
     }
-    if format == Format::Pae {
+    if format == Format::Pae && !few {
         lin |= g.below(2) << 30;
     }
     // Mostly entries that are in use, often the last bytes of a page.
@@ -96,27 +98,30 @@ fn watch(g: &mut Rng, lin: u64) -> Option<Watch> {
 fn op(g: &mut Rng, format: Format, mixed: bool) -> Op {
     let lin = linear(g, format);
     match g.below(100) {
-        0..15 => {
+        0..3 => {
             let e = entry(g, format);
             Op::Poke(POOL + g.below(PAGES) * 0x1000 + (g.below(4) << format.entry_shift()), e)
         }
-        15..40 => Op::Read(lin, 1 << g.below(5)),
-        40..52 => Op::Write(lin, 1 << g.below(5), g.next()),
+        3..40 => Op::Read(lin, 1 << g.below(5)),
+        // Garbage mostly beside the entries in use.
+        40..52 => Op::Write(if g.chance(90) { lin | 0x100 } else { lin }, 1 << g.below(5), g.next()),
         52..65 => Op::Write(lin & !7, 8, entry(g, format)),
         65..70 => Op::Rmw(lin),
         70..78 => Op::Fetch(lin),
         78..82 => Op::System(lin),
-        82..85 => Op::Bulk(lin),
-        85..90 => Op::Root(POOL + g.below(PAGES) * 0x1000),
+        82..88 => Op::Bulk(lin),
+        88..90 => Op::Root(POOL + g.below(PAGES) * 0x1000),
         90..91 => Op::Pdpte(g.below(4) as usize, (POOL + g.below(PAGES) * 0x1000) | u64::from(g.chance(90))),
-        91..95 => Op::Cpl(if g.chance(50) { 3 } else { 0 }),
-        95..98 => Op::Controls(g.next()),
-        98 => match g.below(4) {
+        91..94 => Op::Cpl(if g.chance(50) { 3 } else { 0 }),
+        94..95 => Op::Read(lin, 1),
+        95..96 => Op::Controls(g.next()),
+        96..98 => match g.below(4) {
             0 => Op::Vcpu(g.below(3) as u8),
             1 => Op::Watch(watch(g, lin)),
             2 if mixed => Op::Format(PAGED[g.below(4) as usize]),
             _ => Op::TakeDirty,
         },
+        98 => Op::Fetch(lin),
         _ => Op::Flag((POOL >> 12) as usize + g.below(PAGES) as usize),
     }
 }
