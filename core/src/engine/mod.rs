@@ -98,8 +98,7 @@ impl Vm {
             self.expire_timers();
         }
         if std::mem::take(&mut self.sys.board.a20_changed) {
-            self.sys.mem.a20_mask = self.sys.board.a20_mask();
-            self.sys.mem.map_changed();
+            self.sys.mem.set_a20(self.sys.board.a20_mask() == u64::MAX);
         }
     }
 
@@ -195,6 +194,7 @@ impl Vm {
             if self.runnable(c) {
                 self.current = c;
                 self.slice_end = self.sys.icount + self.config.slice;
+                Ctx { cpu: &mut self.vcpus[c], sys: &mut self.sys }.mmu_switch();
                 return true;
             }
         }

@@ -172,7 +172,7 @@ impl Board {
         self.sysctl.a20 = on;
         let mask = self.a20_mask();
         if bus.mem.a20_mask != mask {
-            bus.mem.a20_mask = mask;
+            bus.mem.set_a20(on);
             self.a20_changed = true;
         }
     }
