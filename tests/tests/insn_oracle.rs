@@ -2,6 +2,7 @@
 //!
 //! `RETROVISOR_ORACLE_CASES` cases a form (200), from `RETROVISOR_ORACLE_SEED` (1), of the forms whose name contains
 //! `RETROVISOR_ORACLE_ROW`. A failure prints the seed of its case.
+#![allow(clippy::expect_used)]
 
 use iced_x86::{
     Code, CpuidFeature as F, Instruction, Mnemonic as M, OpCodeOperandKind as K, RflagsBits as R,
@@ -164,7 +165,7 @@ fn env(name: &str, default: u64) -> u64 {
 }
 
 fn seed_of(seed: u64, code: Code, n: u64) -> u64 {
-    Rng(seed ^ (code as u64) << 40 ^ n << 8).next()
+    Rng(seed ^ (code as u64) << 40 ^ n << 8).bits()
 }
 
 /// The lines by which two states differ.
