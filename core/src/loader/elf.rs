@@ -13,6 +13,8 @@ const SHT_SYMTAB: u32 = 2;
 const SHT_STRTAB: u32 = 3;
 const SHT_NOBITS: u32 = 8;
 const SHF_ALLOC: u64 = 2;
+/// Longer symbol names are ignored, so that a table without terminators is not read over and over.
+const MAX_NAME: usize = 4096;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 /// Note "Xen", type 18: physical address of the PVH entry.
@@ -207,11 +209,10 @@ impl<'a> Elf<'a> {
 
     /// The symbols of `.symtab` that have a name and a value, in file order; empty if the file is stripped.
     pub fn symbols(&self) -> Vec<Symbol<'a>> {
-        let sections = (0..self.sections_at.2).filter_map(|i| self.section(i));
-        sections
-            .filter(|s| s.kind == SHT_SYMTAB)
-            .flat_map(|s| self.symbols_of(&s).unwrap_or_default())
-            .collect()
+        let mut sections = (0..self.sections_at.2).filter_map(|i| self.section(i));
+        // There is one at most; a file that claims thousands is not believed.
+        let table = sections.find(|s| s.kind == SHT_SYMTAB);
+        table.and_then(|s| self.symbols_of(&s)).unwrap_or_default()
     }
 
     fn symbols_of(&self, table: &Section) -> Option<Vec<Symbol<'a>>> {
@@ -266,7 +267,8 @@ fn symbol<'a>(b: &[u8], is_64: bool, strings: &'a [u8]) -> Option<Symbol<'a>> {
         (*b.get(12)?, u16_at(b, 14)?, u64::from(u32_at(b, 4)?), u64::from(u32_at(b, 8)?))
     };
     let tail = strings.get(u32_at(b, 0)? as usize..)?;
-    let name = std::str::from_utf8(tail.split(|&c| c == 0).next()?).ok()?;
+    let len = tail.iter().take(MAX_NAME).position(|&c| c == 0)?;
+    let name = std::str::from_utf8(tail.get(..len)?).ok()?;
     let kind = info & 15;
     (shndx != 0 && kind <= 2 && !name.is_empty()).then_some(Symbol { name, value, size, kind })
 }
