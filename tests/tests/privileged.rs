@@ -783,6 +783,20 @@ fn test_mov_ss_holds_debug_traps() {
 }
 
 #[test]
+fn test_int1_absorbs_held_traps_and_int_n_does_not() {
+    for (code, absorbed) in [(&[0x8e, 0xd0, 0xf1][..], true), (&[0x8e, 0xd0, 0xcd, 0x80], false)] {
+        let mut m = Machine::protected(0, code);
+        m.cpu.gpr[gpr::RAX] = sel::DATA0.into();
+        assert_eq!(m.execute(), Ok(()));
+        m.cpu.pending_db |= 1;
+        let r = m.execute();
+        assert_eq!(r, if absorbed { Ok(()) } else { Err(Exception::db(1)) });
+        assert_eq!(m.cpu.dr6 & 1, u64::from(absorbed));
+        assert_eq!(m.cpu.rip, HANDLER + if absorbed { 16 } else { 0x800 });
+    }
+}
+
+#[test]
 fn test_instruction_breakpoint_and_rf() {
     let mut m = Machine::protected(0, &[0x0f, 0xa2]);
     m.cpu.dr[2] = CODE;
