@@ -1,12 +1,37 @@
 //! The board: which device answers which port and address, and how their lines reach the interrupt controllers.
+//!
+//! Owns the devices and nothing of their insides. `pio` and `mmio` dispatch accesses, `irq` carries lines and
+//! interrupt messages, `timers` runs deadlines, `snapshot` saves and restores.
+
+mod irq;
+mod mmio;
+mod pio;
+mod snapshot;
+mod timers;
+
+pub use mmio::IOAPIC_BASE;
 
 use super::config::MachineConfig;
-use crate::addr::{Gpa, GuestTime};
+use crate::addr::GuestTime;
 use crate::clock::Clock;
+use crate::devices::acpi_pm::AcpiPm;
+use crate::devices::dma8237::Dma;
+use crate::devices::fw_cfg::FwCfg;
+use crate::devices::i8042::I8042;
+use crate::devices::i8259::PicPair;
+use crate::devices::ioapic::IoApic;
+use crate::devices::lapic::Lapic;
+use crate::devices::pci::Pci;
+use crate::devices::pit::Pit;
+use crate::devices::rtc::{Initial, Rtc};
+use crate::devices::sysctl::SysCtl;
+use crate::devices::testdev::TestDev;
+use crate::devices::uart::Uart;
+use crate::devices::vga::Vga;
 use crate::input::{InputEvent, InputPort, When};
 use crate::mem::Memory;
+use crate::mem::map::LOW_RAM_END;
 use crate::output::OutputSink;
-use crate::state::{Reader, StateError, Writer};
 
 /// What a device may touch during an access: time, memory (DMA), inputs and outputs.
 pub struct BusCtx<'a> {
@@ -20,7 +45,9 @@ pub struct BusCtx<'a> {
 
 impl BusCtx<'_> {
     /// The time a timer register shows now (under `--clock host` a logged input).
-    pub fn now(&mut self) -> GuestTime { self.clock.read(self.when, self.input) }
+    pub fn now(&mut self) -> GuestTime {
+        self.clock.read(self.when, self.input)
+    }
 }
 
 /// What devices ask of the VM or of a vCPU; taken by the engine after each access and each timer expiry.
@@ -43,78 +70,135 @@ pub enum BoardEvent {
 pub struct Board {
     /// Requests for the engine, in order.
     pub events: Vec<BoardEvent>,
+    /// The A20 gate changed since the engine last cleared this: translations made before are stale.
+    pub a20_changed: bool,
+    /// isa-debug-exit's ports (configuration).
+    debug_exit: Option<(u16, u16)>,
+    pub pic: PicPair,
+    pub ioapic: IoApic,
+    pub lapics: Vec<Lapic>,
+    pub pit: Pit,
+    pub rtc: Rtc,
+    pub uart: Uart,
+    pub i8042: I8042,
+    pub pci: Pci,
+    pub pm: AcpiPm,
+    pub fw_cfg: FwCfg,
+    pub vga: Vga,
+    pub dma: Dma,
+    pub sysctl: SysCtl,
+    pub testdev: Option<TestDev>,
+    lines: irq::Lines,
+    /// Derived, per vCPU: a maskable interrupt waits.
+    intr: Vec<bool>,
+    /// Derived: the earliest deadline of all timers.
+    next: Option<GuestTime>,
+    /// Derived: where the power-management block is decoded.
+    pm_base: Option<u16>,
 }
 
 impl Board {
+    /// The board of a machine, in its power-on state.
     pub fn new(config: &MachineConfig) -> Self {
-        let _ = config;
-        Self { events: Vec::new() }
+        let vcpus = config.vcpus.max(1);
+        let low = config.memory.min(LOW_RAM_END);
+        let initial =
+            Initial { wall_time: config.wall_time, low_memory: low, high_memory: config.memory - low, vcpus };
+        let mut board = Self {
+            events: Vec::new(),
+            a20_changed: true,
+            debug_exit: config.debug_exit,
+            pic: PicPair::new(),
+            ioapic: IoApic::new(),
+            lapics: (0..vcpus).map(Lapic::new).collect(),
+            pit: Pit::new(),
+            rtc: Rtc::new(initial),
+            uart: Uart::new(),
+            i8042: I8042::new(),
+            pci: Pci::new(),
+            pm: AcpiPm::new(),
+            fw_cfg: FwCfg::new(config.memory, low, vcpus),
+            vga: Vga::new(),
+            dma: Dma::new(),
+            sysctl: SysCtl::new(),
+            testdev: config.testdev.then(TestDev::new),
+            lines: irq::Lines::new(),
+            intr: vec![false; usize::from(vcpus)],
+            next: None,
+            pm_base: None,
+        };
+        board.rederive();
+        board
     }
-    /// Power-on reset of every device.
-    pub fn reset(&mut self) {}
-    /// Port read of 1, 2 or 4 bytes by vCPU `cpu`; unclaimed ports read as all ones.
-    pub fn pio_read(&mut self, cpu: u8, port: u16, size: u8, bus: &mut BusCtx<'_>) -> u32 {
-        let _ = (cpu, port, size, bus);
-        u32::MAX
-    }
-    pub fn pio_write(&mut self, cpu: u8, port: u16, size: u8, value: u32, bus: &mut BusCtx<'_>) {
-        let _ = (cpu, port, size, value, bus);
-    }
-    /// Device-memory read of 1, 2, 4 or 8 bytes by vCPU `cpu`; unclaimed addresses read as all ones.
-    pub fn mmio_read(&mut self, cpu: u8, gpa: Gpa, size: u8, bus: &mut BusCtx<'_>) -> u64 {
-        let _ = (cpu, gpa, size, bus);
-        u64::MAX
-    }
-    pub fn mmio_write(&mut self, cpu: u8, gpa: Gpa, size: u8, value: u64, bus: &mut BusCtx<'_>) {
-        let _ = (cpu, gpa, size, value, bus);
-    }
-    /// The next guest time at which a timer has something to do.
-    pub fn deadline(&self) -> Option<GuestTime> { None }
-    /// Lets every timer whose deadline is not after `bus.when.time` expire.
-    pub fn advance(&mut self, bus: &mut BusCtx<'_>) { let _ = bus; }
-    /// Applies an asynchronous input that concerns a device (serial, keyboard, power button).
-    pub fn input(&mut self, event: &InputEvent, bus: &mut BusCtx<'_>) { let _ = (event, bus); }
-    /// Is a maskable interrupt waiting for vCPU `cpu` (above its task priority)?
-    pub fn intr(&self, cpu: u8) -> bool {
-        let _ = cpu;
-        false
-    }
-    /// Acknowledges the waiting interrupt and returns its vector.
-    pub fn ack(&mut self, cpu: u8) -> u8 {
-        let _ = cpu;
-        0xff
-    }
-    /// APIC MSRs: IA32_APIC_BASE is in `Vcpu::msr`; the board is told of its changes.
-    pub fn set_apic_base(&mut self, cpu: u8, value: u64) { let _ = (cpu, value); }
-    /// x2APIC MSR 0x800 + `reg`; `None`: #GP.
-    pub fn x2apic_read(&mut self, cpu: u8, reg: u8, bus: &mut BusCtx<'_>) -> Option<u64> {
-        let _ = (cpu, reg, bus);
-        None
-    }
-    /// x2APIC MSR write; false: #GP.
-    pub fn x2apic_write(&mut self, cpu: u8, reg: u8, value: u64, bus: &mut BusCtx<'_>) -> bool {
-        let _ = (cpu, reg, value, bus);
-        false
-    }
-    /// CR8: bits 7:4 of the task-priority register.
-    pub fn cr8(&self, cpu: u8) -> u8 {
-        let _ = cpu;
-        0
-    }
-    pub fn set_cr8(&mut self, cpu: u8, value: u8) { let _ = (cpu, value); }
-    /// IA32_TSC_DEADLINE. `tsc_to_time` converts a TSC value of this vCPU to guest time.
-    pub fn tsc_deadline(&self, cpu: u8) -> u64 {
-        let _ = cpu;
-        0
-    }
-    /// Arms (or with 0 disarms) the TSC-deadline timer: `tsc` is the MSR value, `at` the guest time it stands for.
-    pub fn set_tsc_deadline(&mut self, cpu: u8, tsc: u64, at: GuestTime) { let _ = (cpu, tsc, at); }
 
-    /// Saves every device.
-    pub fn save(&self, w: &mut Writer) { let _ = w; }
-    /// Restores every device; raises no edges.
-    pub fn load(&mut self, r: &mut Reader<'_>) -> Result<(), StateError> {
-        let _ = r;
-        Ok(())
+    /// Reset of every device. Time, the CMOS memory and serial input not yet received survive.
+    pub fn reset(&mut self) {
+        self.events.clear();
+        self.pic.reset();
+        self.ioapic.reset();
+        self.lapics.iter_mut().for_each(Lapic::reset);
+        self.pit.reset();
+        self.rtc.reset();
+        self.uart.reset();
+        self.i8042.reset();
+        self.pci.reset();
+        self.pm.reset();
+        self.fw_cfg.reset();
+        self.vga.reset();
+        self.dma.reset();
+        self.sysctl.reset();
+        if let Some(t) = &mut self.testdev {
+            t.reset();
+        }
+        self.lines = irq::Lines::new();
+        self.rederive();
+    }
+
+    /// Recomputes everything derived after a reset or a load.
+    fn rederive(&mut self) {
+        self.a20_changed = true;
+        self.pm_base = self.pci.pm_base();
+        self.refresh_intr();
+        self.schedule();
+    }
+
+    /// AND-mask of physical addresses the A20 gate makes now: what `Memory::a20_mask` has to be.
+    pub fn a20_mask(&self) -> u64 {
+        if self.sysctl.a20 { u64::MAX } else { !(1 << 20) }
+    }
+
+    /// Drives the A20 gate, and memory with it.
+    fn set_a20(&mut self, on: bool, bus: &mut BusCtx<'_>) {
+        self.sysctl.a20 = on;
+        let mask = self.a20_mask();
+        if bus.mem.a20_mask != mask {
+            bus.mem.set_a20(on);
+            self.a20_changed = true;
+        }
+    }
+
+    /// Applies an asynchronous input that concerns a device (serial, keyboard, power button, NMI, reset).
+    pub fn input(&mut self, event: &InputEvent, bus: &mut BusCtx<'_>) {
+        match event {
+            InputEvent::Serial { port: 0, bytes } => {
+                self.uart.receive(bytes);
+                self.update_uart();
+            }
+            InputEvent::Key { bytes } => {
+                self.i8042.keys(bytes);
+                self.update_i8042();
+            }
+            InputEvent::PowerButton => {
+                self.pm.press_power_button();
+                self.update_pm();
+            }
+            InputEvent::Reset => self.events.push(BoardEvent::Reset),
+            InputEvent::Nmi => self.send_nmi(),
+            InputEvent::Tick { .. } => self.advance(bus),
+            InputEvent::Serial { .. } | InputEvent::WritePhys { .. } | InputEvent::WriteReg { .. } => {}
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,11 +27,13 @@ pub struct Spaces {
     clock: u64,
 }
 
-impl Spaces {
-    pub fn new() -> Self {
+impl Default for Spaces {
+    fn default() -> Self {
         Self { spaces: vec![Space { paging: Paging::default(), roots: [None; 4], used: 0 }], clock: 0 }
     }
+}
 
+impl Spaces {
     pub fn get(&self, asid: Asid) -> &Space {
         &self.spaces[asid.0 as usize]
     }
@@ -48,10 +50,15 @@ impl Spaces {
 
     /// The ASID of `paging`, if it has one; marks it used.
     pub fn find(&mut self, paging: &Paging) -> Option<Asid> {
-        let i = self.spaces.iter().skip(1).position(|s| s.paging == *paging)? + 1;
+        let (asid, _) = self.iter().find(|(_, s)| s.paging == *paging)?;
+        self.touch(asid);
+        Some(asid)
+    }
+
+    /// Marks a space used now.
+    pub fn touch(&mut self, asid: Asid) {
         self.clock += 1;
-        self.spaces[i].used = self.clock;
-        Some(Asid(i as u16))
+        self.spaces[asid.0 as usize].used = self.clock;
     }
 
     /// The ASID to recycle for one more space: `None` while the pool may still grow. `busy`: ASIDs vCPUs run in.

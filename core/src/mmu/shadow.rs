@@ -183,10 +183,7 @@ impl Shadow {
         }
         self.clock += 1;
         for (i, s) in steps.iter().enumerate() {
-            let child = match steps.get(i + 1).and_then(|n| key(n.level, n.target)) {
-                Some(k) => Some(self.node(mem, k)),
-                None => None,
-            };
+            let child = steps.get(i + 1).and_then(|n| key(n.level, n.target)).map(|k| self.node(mem, k));
             let set =
                 self.set_slot(spaces, mem, id, format.index(lin, s.level), Slot { entry: s.entry, child });
             match child {
@@ -234,27 +231,43 @@ impl Shadow {
 
     fn table_written(&mut self, spaces: &mut Spaces, mem: &mut Memory, w: Traced) {
         let Some(off) = slab(mem.map.lookup(w.gpa)) else { return };
-        let Some(nodes) = self.frames.get(&((off >> 12) as u32)) else { return };
+        let frame = (off >> 12) as u32;
         self.counters.traced_writes += 1;
-        let (first, last) = (off & 0xfff, (off & 0xfff) + w.len.max(1) as usize - 1);
-        for id in nodes.clone() {
+        let mut n = 0;
+        while let Some(id) = self.node_of(frame, n) {
             let node = &mut self.nodes[id.0 as usize];
-            if !node.live {
-                continue;
-            }
             node.writes += 1;
             // No table is written with stores wider than an entry.
             if node.writes > DATA_LIKE_WRITES || w.len > 8 {
                 self.counters.data_like += 1;
                 self.drop_node(spaces, mem, id);
-                continue;
+            } else {
+                self.entries_written(spaces, mem, id, off & 0xfff, w.len);
             }
-            let shift = node.key.format.entry_shift();
-            for index in first >> shift..=last >> shift {
-                if self.nodes[id.0 as usize].slots.get(index).is_some_and(|s| s.entry != 0) {
-                    self.counters.invalidated += 1;
-                    self.invalidate(spaces, mem, id, index);
-                }
+            // Other nodes of the page may have gone with it: then begin again, what was looked at is harmless.
+            n = if self.node_of(frame, n) == Some(id) { n + 1 } else { 0 };
+        }
+    }
+
+    /// The `n`th node that shadows a slab page.
+    fn node_of(&self, frame: u32, n: usize) -> Option<NodeId> {
+        self.frames.get(&frame)?.get(n).copied()
+    }
+
+    /// Invalidates the slots of `id` whose entries overlap `len` bytes from `offset` of the page.
+    fn entries_written(
+        &mut self,
+        spaces: &mut Spaces,
+        mem: &mut Memory,
+        id: NodeId,
+        offset: usize,
+        len: u32,
+    ) {
+        let shift = self.nodes[id.0 as usize].key.format.entry_shift();
+        for index in offset >> shift..=(offset + len.max(1) as usize - 1) >> shift {
+            if self.nodes[id.0 as usize].slots.get(index).is_some_and(|s| s.entry != 0) {
+                self.counters.invalidated += 1;
+                self.invalidate(spaces, mem, id, index);
             }
         }
     }
@@ -329,7 +342,7 @@ impl Shadow {
         let node = &mut self.nodes[id.0 as usize];
         node.live = false;
         let mut mask = std::mem::take(&mut node.asids);
-        let slots = std::mem::take(&mut node.slots);
+        let mut slots = std::mem::take(&mut node.slots);
         for (p, index) in std::mem::take(&mut node.parents) {
             if let Some(s) = self.nodes[p.0 as usize].slots.get_mut(index as usize) {
                 *s = Slot::default();
@@ -339,11 +352,13 @@ impl Shadow {
             spaces.unroot(Asid(mask.trailing_zeros() as u16), id);
             mask &= mask - 1;
         }
-        for (index, s) in slots.iter().enumerate() {
-            if let Some(c) = s.child {
+        for (index, s) in slots.iter_mut().enumerate() {
+            if let Some(c) = std::mem::take(s).child {
                 self.unlink(spaces, mem, c, id, index);
             }
         }
+        // Kept, empty, for the next node.
+        self.nodes[id.0 as usize].slots = slots;
         if let Some(f) = self.frames.get_mut(&key.page) {
             f.retain(|n| *n != id);
             if f.is_empty() {
@@ -363,16 +378,25 @@ impl Shadow {
         if frame.is_empty() {
             mem.set_flags(key.page as usize, page::TABLE);
         }
-        let slots = vec![Slot::default(); key.format.entries()].into_boxed_slice();
-        let node =
-            Node { key, slots, parents: Vec::new(), asids: 0, used: self.clock, writes: 0, live: true };
+        let node = |slots| Node {
+            key,
+            slots,
+            parents: Vec::new(),
+            asids: 0,
+            used: self.clock,
+            writes: 0,
+            live: true,
+        };
+        let empty = || vec![Slot::default(); key.format.entries()].into_boxed_slice();
         let id = match self.free.pop() {
             Some(id) => {
-                self.nodes[id.0 as usize] = node;
+                let old = &mut self.nodes[id.0 as usize];
+                let slots = std::mem::take(&mut old.slots);
+                *old = node(if slots.len() == key.format.entries() { slots } else { empty() });
                 id
             }
             None => {
-                self.nodes.push(node);
+                self.nodes.push(node(empty()));
                 NodeId(self.nodes.len() as u32 - 1)
             }
         };

@@ -30,12 +30,31 @@ impl Controls {
     }
 }
 
+/// Address spaces a vCPU remembers besides the one it runs in: kernels with page-table isolation change CR3 twice
+/// for each system call.
+const RECENT: usize = 8;
+
 /// The address space a vCPU runs in.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CpuSpace {
     /// `None`: to be looked up at the next switch.
-    controls: Option<Controls>,
-    asid: Asid,
+    now: Option<(Controls, Asid)>,
+    /// By table page number; tables used in turn are often neighbours.
+    recent: [Option<(Controls, Asid)>; RECENT],
+}
+
+impl CpuSpace {
+    const fn place(c: &Controls) -> usize {
+        (c.cr3 >> 12) as usize % RECENT
+    }
+
+    fn forget(&mut self, asid: Asid) {
+        for p in self.recent.iter_mut().chain([&mut self.now]) {
+            if p.is_some_and(|(_, a)| a == asid) {
+                *p = None;
+            }
+        }
+    }
 }
 
 /// The array of an ASID and view.
@@ -48,10 +67,11 @@ impl Ctx<'_> {
     /// selects the vCPU's TLB array again.
     #[inline]
     pub fn mmu_switch(&mut self) {
+        self.sys.mem.check_a20();
         let now = Controls::of(self.cpu);
-        let asid = match self.sys.mmu.cpus.get(self.cpu.index as usize) {
-            Some(c) if c.controls == Some(now) => c.asid,
-            _ => self.switch_slow(now),
+        let asid = match self.sys.mmu.cpus.get(self.cpu.index as usize).and_then(|c| c.now.as_ref()) {
+            Some((c, asid)) if *c == now => *asid,
+            _ => self.switch_space(now),
         };
         self.cpu.tlb = TlbRef(array(asid, self.view(Privilege::Current)));
     }
@@ -59,6 +79,14 @@ impl Ctx<'_> {
     /// Tells the MMU that DR0-DR3 or DR7 changed.
     pub fn refresh_debug_regs(&mut self) {
         self.sys.mmu.watches.set_debug(&mut self.sys.mem, self.cpu);
+    }
+
+    #[inline(never)]
+    fn switch_space(&mut self, now: Controls) -> Asid {
+        match self.sys.mmu.reenter(self.cpu.index as usize, now) {
+            Some(asid) => asid,
+            None => self.switch_slow(now),
+        }
     }
 
     #[cold]
@@ -77,12 +105,12 @@ impl Ctx<'_> {
             Privilege::System => View::Supervisor,
             Privilege::User => View::User,
             Privilege::Current => {
-                let ac = self.cpu.flags.has(flags::bit::AC);
-                match (self.cpu.mode.cpl == 3, ac) {
-                    (true, true) if self.cpu.cr0 & cr0::AM != 0 => View::UserAligned,
-                    (true, _) => View::User,
-                    (false, true) => View::SupervisorAc,
-                    (false, false) => View::Supervisor,
+                let (cpu, ac) = (&self.cpu, self.cpu.flags.has(flags::bit::AC));
+                match cpu.mode.cpl == 3 {
+                    true if ac && cpu.cr0 & cr0::AM != 0 => View::UserAligned,
+                    true => View::User,
+                    false if ac && cpu.cr4 & cr4::SMAP != 0 => View::SupervisorAc,
+                    false => View::Supervisor,
                 }
             }
         }
@@ -90,29 +118,39 @@ impl Ctx<'_> {
 }
 
 impl Mmu {
+    /// The ASID vCPU `index` had when it last ran with these controls, if that is remembered.
+    fn reenter(&mut self, index: usize, controls: Controls) -> Option<Asid> {
+        let cpu = self.cpus.get_mut(index)?;
+        let known = cpu.recent[CpuSpace::place(&controls)].filter(|(c, _)| *c == controls)?;
+        cpu.now = Some(known);
+        self.spaces.touch(known.1);
+        Some(known.1)
+    }
+
     /// The ASID of `paging` for vCPU `index`, recycling one if need be.
     fn enter(&mut self, mem: &mut Memory, index: usize, controls: Controls, paging: Paging) -> Asid {
         if self.cpus.len() <= index {
             self.cpus.resize(index + 1, CpuSpace::default());
         }
-        self.cpus[index] = CpuSpace::default();
+        // The space it leaves may be recycled.
+        self.cpus[index].now = None;
         let asid = match self.spaces.find(&paging) {
             Some(a) => a,
             None => self.assign(mem, paging),
         };
-        self.cpus[index] = CpuSpace { controls: Some(controls), asid };
+        let cpu = &mut self.cpus[index];
+        cpu.now = Some((controls, asid));
+        cpu.recent[CpuSpace::place(&controls)] = cpu.now;
         asid
     }
 
     fn assign(&mut self, mem: &mut Memory, paging: Paging) -> Asid {
-        let busy = self.cpus.iter().filter(|c| c.controls.is_some()).fold(0, |m, c| m | 1u64 << c.asid.0);
+        let busy = self.cpus.iter().filter_map(|c| c.now).fold(0, |m, (_, asid)| m | 1u64 << asid.0);
         let Some(victim) = self.spaces.victim(busy) else { return self.spaces.assign(None, paging) };
         self.counters.recycled += 1;
         self.sync(mem);
         self.shadow.release(&mut self.spaces, mem, victim);
-        for c in self.cpus.iter_mut().filter(|c| c.asid == victim) {
-            c.controls = None;
-        }
+        self.cpus.iter_mut().for_each(|c| c.forget(victim));
         self.spaces.assign(Some(victim), paging)
     }
 
@@ -131,6 +169,6 @@ impl Mmu {
 
     /// The address space vCPU `index` runs in.
     pub(super) fn current(&self, index: u8) -> Asid {
-        self.cpus.get(index as usize).map_or(Asid(0), |c| c.asid)
+        self.cpus.get(index as usize).and_then(|c| c.now).map_or(Asid(0), |(_, asid)| asid)
     }
 }

@@ -123,14 +123,18 @@ impl Tlb {
             self.infos.resize((a + 1) << ENTRY_BITS, Info::default());
         }
         let i = slot(array, f.lin);
+        let tag = |on: bool| if on { f.lin | 0xfff } else { 0 };
+        let addend = ((f.slab as u64) << 12).wrapping_sub(f.lin & PAGE);
+        let entry = Entry { read: tag(f.read), write: tag(f.write), exec: tag(f.exec), addend };
+        if self.entries[i] == entry && self.infos[i].gpa == f.gpa & PAGE {
+            return;
+        }
         self.clear(i);
-        if !(f.read || f.write || f.exec) {
+        if entry.page().is_none() {
             return;
         }
         self.used[a] = true;
-        let tag = |on: bool| if on { f.lin | 0xfff } else { 0 };
-        let addend = ((f.slab as u64) << 12).wrapping_sub(f.lin & PAGE);
-        self.entries[i] = Entry { read: tag(f.read), write: tag(f.write), exec: tag(f.exec), addend };
+        self.entries[i] = entry;
         self.link(i, f.slab, f.gpa & PAGE);
     }
 

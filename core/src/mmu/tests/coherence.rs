@@ -235,6 +235,56 @@ fn a_table_written_like_data_is_untraced() {
 }
 
 #[test]
+fn dropping_a_table_drops_what_it_mapped() {
+    let mut r = Rig::new(Format::Long);
+    let pt = r.map(0x40_0000, 0x20_0000 | P | W) & !0xfff;
+    // The alias is mapped by another table.
+    r.map(0x8000_0000, pt | P | W);
+    for (wide, writes) in [(false, 100u64), (true, 1)] {
+        r.write(0x40_0000, 1u8).unwrap();
+        r.fetch(0x40_0000).unwrap();
+        for i in 0..writes {
+            match wide {
+                true => r.write(0x8000_0f00, 0u128).unwrap(),
+                false => r.write(0x8000_0800 + 8 * (i % 64), 0u64).unwrap(),
+            }
+        }
+        assert_eq!(flags(&r, pt) & page::TABLE, 0);
+        r.write(0x8000_0000, 0x30_0000 | P | W).unwrap();
+        assert_eq!(r.fetch(0x40_0000).unwrap(), 0x30_0000, "{wide}");
+        r.write(0x8000_0000, 0x20_0000 | P | W).unwrap();
+        assert_eq!(r.fetch(0x40_0000).unwrap(), 0x20_0000);
+    }
+}
+
+#[test]
+fn evicted_tables_leave_no_entries_behind() {
+    let mut r = Rig::with_memory(Format::Long, 64 << 20);
+    let pt = r.map(0x7f00_0000_0000, 0x20_0000 | P | W);
+    r.map(0x7f80_0000_1000, pt & !0xfff | P | W);
+    let alias = 0x7f80_0000_1000 + (pt & 0xfff);
+    let others: Vec<u64> = (2..MAX_NODES as u64 + 700).map(|i| i << 21 | 5 << 12).collect();
+    for lin in &others {
+        r.map(*lin, 0x20_5000 | P | W);
+    }
+    // Hot in the TLB, cold in the shadow tables.
+    r.read::<u8>(0x7f00_0000_0000).unwrap();
+    r.write(alias + 8, 0u8).unwrap();
+    for lin in others {
+        r.read::<u8>(lin).unwrap();
+        r.read::<u8>(0x7f00_0000_0000).unwrap();
+    }
+    assert!(r.sys.mmu.shadow().counters.evicted > 0);
+    r.write(alias, 0x30_0000 | P | W).unwrap();
+    assert_eq!(r.fetch(0x7f00_0000_0000).unwrap(), 0x30_0000);
+    assert_eq!(r.read::<u8>(0x7f00_0000_0000).unwrap(), 0);
+    assert_eq!(
+        r.ctx().bulk_page(0x7f00_0000_0000, Access::Read, Privilege::Current).map(|w| w.0),
+        Some(0x30_0000)
+    );
+}
+
+#[test]
 fn an_unlinked_table_is_untraced() {
     let mut r = Rig::new(Format::Long);
     let pt = r.map(0x40_0000, 0x20_0000 | P | W) & !0xfff;
@@ -277,6 +327,19 @@ fn address_spaces_are_recycled_under_pressure() {
     assert!(r.sys.mmu.shadow().len() <= 4 * ASIDS);
 }
 
+/// Makes `n` address spaces with roots of their own that all map linear 0 to a word holding `v`; their table pages
+/// have odd numbers.
+fn crowd(r: &mut Rig, n: u64, v: u64) -> Vec<u64> {
+    let t = 0x70_0000;
+    data(r, t, (t + 0x1000) | P | W);
+    data(r, t + 0x1000, (t + 0x2000) | P | W);
+    data(r, t + 0x2000, (t + 0x3000) | P | W);
+    data(r, t + 0x3000, v);
+    let roots: Vec<u64> = (0..n).map(|i| 0x80_1000 + i * 0x2000).collect();
+    roots.iter().for_each(|root| data(r, *root, t | P | W));
+    roots
+}
+
 #[test]
 fn a_vcpu_keeps_its_space_while_another_recycles() {
     let mut r = Rig::new(Format::Long);
@@ -285,12 +348,27 @@ fn a_vcpu_keeps_its_space_while_another_recycles() {
     assert_eq!(r.read::<u64>(0).unwrap(), 42);
     let mut other = r.cpu.clone();
     other.index = 1;
-    for n in 0..2 * ASIDS as u64 {
-        other.cr3 = 0x80_0000 + n * 0x1000;
+    for root in crowd(&mut r, 2 * ASIDS as u64, 7) {
+        other.cr3 = root;
         let mut c = Ctx { cpu: &mut other, sys: &mut r.sys };
         c.mmu_switch();
-        assert!(c.load::<u8>(3, 0).is_err());
+        assert_eq!(c.load::<u64>(3, 0).unwrap(), 7);
+        assert_eq!(r.read::<u64>(0).unwrap(), 42);
     }
+}
+
+#[test]
+fn a_remembered_space_that_was_recycled_is_not_reused() {
+    let mut r = Rig::new(Format::Long);
+    r.map(0, 0x20_0000 | P | W);
+    data(&mut r, 0x20_0000, 42);
+    assert_eq!(r.read::<u64>(0).unwrap(), 42);
+    // Odd table pages do not displace the even one of ROOT from what the vCPU remembers.
+    for root in crowd(&mut r, 2 * ASIDS as u64, 7) {
+        switch_to(&mut r, root);
+        assert_eq!(r.read::<u64>(0).unwrap(), 7);
+    }
+    switch_to(&mut r, ROOT);
     assert_eq!(r.read::<u64>(0).unwrap(), 42);
 }
 
@@ -300,7 +378,7 @@ fn nodes_are_bounded_and_eviction_is_invisible() {
     let n = MAX_NODES as u64 + 1000;
     for i in 0..n {
         let lin = i << 21;
-        r.map(lin, 0x20_0000 + (i % 16) * 0x1000 | P | W);
+        r.map(lin, (0x20_0000 + (i % 16) * 0x1000) | P | W);
         r.write(lin + 8, i as u8).unwrap();
     }
     assert!(r.sys.mmu.shadow().len() <= MAX_NODES);
@@ -364,6 +442,21 @@ fn exec_epoch_changes_when_a_fetch_translation_does() {
     assert_eq!(r.sys.mem.tlb.epoch(), e);
     r.poke(pt, 0x30_0000 | P | W);
     assert_ne!(r.sys.mem.tlb.epoch(), e);
+}
+
+#[test]
+fn accessed_bit_that_is_an_address_bit_elsewhere_is_seen() {
+    let mut r = Rig::new(Format::Long);
+    // The upper half of the 8-byte entry is the second entry of the same page read as a 32-bit table.
+    let pt = r.map(0, 0x20_0000 | P | W | (P | W) << 32);
+    assert_eq!(r.fetch(0).unwrap(), 0x3_0020_0000);
+    let directory = 0x70_0000;
+    data(&mut r, directory, pt & !0xfff | P | W);
+    r.set_format(Format::Legacy);
+    switch_to(&mut r, directory);
+    assert_eq!(r.fetch(0x1000).unwrap(), 0);
+    r.set_format(Format::Long);
+    assert_eq!(r.fetch(0).unwrap(), 0x23_0020_0000);
 }
 
 #[test]
