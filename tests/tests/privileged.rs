@@ -520,6 +520,13 @@ fn test_syscall_and_sysret() {
     assert_eq!(m.execute(), Ok(()));
     assert_eq!((m.cpu.rip, m.selector(Seg::Cs), m.selector(Seg::Ss)), (CODE + 2, 0x23, 0x1b));
     assert!(m.flag(bit::IF) && m.cpu.mode.is64() && m.cpu.mode.cpl == 3);
+    // SYSRET that sets TF traps before the instruction it returns to.
+    let mut m = Machine::long(0, &[0x48, 0x0f, 0x07]);
+    m.cpu.msr.efer |= efer::SCE;
+    m.cpu.gpr[gpr::RCX] = GATE_TARGET;
+    m.cpu.gpr[11] = bit::TF;
+    assert_eq!(m.execute(), Err(Exception::db(dr6::BS)));
+    assert_eq!((m.cpu.rip, m.cpu.mode.cpl), (GATE_TARGET, 3));
     // Non-canonical return address: #GP at CPL 0.
     let mut m = Machine::long(0, &[0x48, 0x0f, 0x07]);
     m.cpu.msr.efer |= efer::SCE;
@@ -561,6 +568,22 @@ fn test_call_gate_64() {
     m.put(GDT + 0xa8, 0x100_0000_0000u64);
     m.put(DATA + 4, 0xa3u16);
     assert_eq!(m.execute(), Err(Exception::gp(0xa0)));
+}
+
+#[test]
+fn test_return_to_cpl3_nulls_gs_but_keeps_its_base() {
+    let mut m = Machine::long(0, &[0x48, 0xcf]);
+    m.cpu.seg[Seg::Gs as usize].base = 0x7000;
+    m.cpu.refresh();
+    let sp = STACK0 - 0x100;
+    m.cpu.gpr[gpr::RSP] = sp;
+    let frame = [0x1000, u64::from(sel::CODE64_3), 2, 0x2000, u64::from(sel::DATA3)];
+    for (n, v) in frame.into_iter().enumerate() {
+        m.put(sp + 8 * n as u64, v);
+    }
+    assert_eq!(m.execute(), Ok(()));
+    let gs = m.cpu.seg[Seg::Gs as usize];
+    assert_eq!((gs.selector, gs.lin_base), (0, 0x7000));
 }
 
 #[test]
@@ -757,6 +780,20 @@ fn test_mov_ss_holds_debug_traps() {
     assert_eq!(m.cpu.shadow, Shadow::MovSs);
     m.cpu.pending_db |= 1;
     assert_eq!(m.execute(), Err(Exception::db(dr6::BS | 1)));
+}
+
+#[test]
+fn test_int1_absorbs_held_traps_and_int_n_does_not() {
+    for (code, absorbed) in [(&[0x8e, 0xd0, 0xf1][..], true), (&[0x8e, 0xd0, 0xcd, 0x80], false)] {
+        let mut m = Machine::protected(0, code);
+        m.cpu.gpr[gpr::RAX] = sel::DATA0.into();
+        assert_eq!(m.execute(), Ok(()));
+        m.cpu.pending_db |= 1;
+        let r = m.execute();
+        assert_eq!(r, if absorbed { Ok(()) } else { Err(Exception::db(1)) });
+        assert_eq!(m.cpu.dr6 & 1, u64::from(absorbed));
+        assert_eq!(m.cpu.rip, HANDLER + if absorbed { 16 } else { 0x800 });
+    }
 }
 
 #[test]

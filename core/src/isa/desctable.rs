@@ -210,9 +210,10 @@ fn verw(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     set_zf(ctx, ok)
 }
 
+/// Memory is written, and need be writable, only if the RPL rises.
 fn arpl(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.require_protected()?;
-    let dst = ctx.rmw::<u16>(i)?;
+    let dst = ctx.rm::<u16>(i)?;
     let src = ctx.reg::<u16>(i);
     let raise = dst & 3 < src & 3;
     if raise {

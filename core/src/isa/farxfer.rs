@@ -388,7 +388,9 @@ impl Ctx<'_> {
             let conforming = s.attr & (attr::CODE | attr::DC) == attr::CODE | attr::DC;
             let null = s.attr & attr::UNUSABLE != 0;
             if !null && !conforming && s.dpl() < cpl {
-                *s = Segment::null(0, 0);
+                // The base stays: 64-bit mode still adds it for FS and GS.
+                s.selector = 0;
+                s.attr |= attr::UNUSABLE;
             }
         }
     }

@@ -5,6 +5,7 @@ use super::{Row, end};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::vcpu::cpuid::Feature;
+use crate::vcpu::debug::dr6;
 use crate::vcpu::descriptor::canonical;
 use crate::vcpu::flags::{WRITABLE, bit};
 use crate::vcpu::segment::{Segment, attr};
@@ -74,6 +75,10 @@ fn sysret<const LONG: bool>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     let cpu = &mut *ctx.cpu;
     cpu.rip = if LONG { rip } else { rip & 0xffff_ffff };
     cpu.flags.0 = (cpu.gpr[11] & WRITABLE & !(bit::RF | bit::VM)) | bit::FIXED;
+    if cpu.flags.has(bit::TF) {
+        // Unlike IRET and POPF, SYSRET with TF traps at once, on the instruction returned to.
+        cpu.pending_db |= dr6::BS;
+    }
     let base = (cpu.msr.star >> 48) as u16;
     let cs = if LONG { base.wrapping_add(16) } else { base };
     ctx.enter_flat(cs | 3, base.wrapping_add(8) | 3, 3, LONG);

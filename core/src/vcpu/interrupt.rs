@@ -3,6 +3,7 @@
 //! Nothing of the vCPU changes before the last access that can fault: `gate` builds the frame on a
 //! [`NewStack`](super::newstack::NewStack) and commits it at the end.
 
+use super::debug::dr6;
 use super::{Activity, Shadow, flags::bit};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
@@ -140,7 +141,7 @@ impl Ctx<'_> {
         // Faults return to the instruction with RF set, so that an instruction breakpoint on it hits only once.
         // #DB is a fault for instruction breakpoints (RF stays as it is) and for general detect.
         let fault = match e.vector {
-            vector::DB => e.addr & super::debug::dr6::BD != 0,
+            vector::DB => e.addr & dr6::BD != 0,
             vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC => false,
             _ => true,
         };
@@ -172,7 +173,14 @@ impl Ctx<'_> {
         if self.cpu.flags.has(bit::TF) {
             self.cpu.suppress_single_step();
         }
-        self.deliver_event(&Event { vector, source, error: None, flags })
+        self.deliver_event(&Event { vector, source, error: None, flags })?;
+        let held = self.cpu.pending_db & dr6::WRITABLE;
+        if source == Source::Icebp && held != 0 {
+            // Traps held back by MOV SS merge into the #DB of INT1.
+            self.cpu.pending_db &= !held;
+            self.note_fault(Exception::db(held));
+        }
+        Ok(())
     }
 
     /// Delivers one event in the current mode.
