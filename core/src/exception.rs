@@ -32,7 +32,7 @@ pub struct Exception {
     pub vector: u8,
     pub has_error: bool,
     pub error: u32,
-    /// Faulting linear address; meaningful for #PF only.
+    /// #PF: the faulting linear address. #DB: the DR6 bits of its causes. Else 0.
     pub addr: u64,
 }
 
@@ -41,6 +41,8 @@ impl Exception {
     pub const fn plain(vector: u8) -> Self { Self { vector, has_error: false, error: 0, addr: 0 } }
     /// An exception with an error code.
     pub const fn with_error(vector: u8, error: u32) -> Self { Self { vector, has_error: true, error, addr: 0 } }
+    /// #DB with the DR6 bits that tell its causes.
+    pub const fn db(dr6: u64) -> Self { Self { vector: vector::DB, has_error: false, error: 0, addr: dr6 } }
     pub const fn de() -> Self { Self::plain(vector::DE) }
     pub const fn ud() -> Self { Self::plain(vector::UD) }
     pub const fn nm() -> Self { Self::plain(vector::NM) }

@@ -71,12 +71,19 @@ pub enum Idle {
 }
 
 /// The door. Implementations must not depend on how often they are called between two points.
+///
+/// What the engine owes a port at each boundary, so that a replay is exact however it is sliced: on first arrival at a
+/// hash point `check`; then timers that are due expire; then one `poll`; after an event, timers come first again, then
+/// the next `poll`; when `poll` has nothing, a delivery, an idle wait or instructions. When timers expire must not depend
+/// on where blocks end: under the virtual clock a block ends at the deadline, and after an instruction that armed a timer;
+/// under the host clock timers expire only at a tick and at the end of an idle wait.
 pub trait InputPort: Send {
     /// Asks for an asynchronous event at `now`. Called at slice boundaries, after an idle wait, and at every
     /// point [`InputPort::next_poll`] asked for; at most once more after each event it returns for the same point.
     fn poll(&mut self, now: When) -> Poll;
 
-    /// The icount at which the engine must call `poll` exactly (a replay's next event); `None`: at its leisure.
+    /// The icount at which the engine must call `poll` exactly (a replay's next event); `None`: at its leisure. Ask
+    /// again after every other call. An icount that is not ahead means: poll before the next instruction.
     fn next_poll(&self) -> Option<Icount>;
 
     /// Answers a synchronous query.
@@ -84,6 +91,10 @@ pub trait InputPort: Send {
 
     /// All vCPUs are halted. Waits until `deadline` (guest time; `None`: no timer is armed) or an input.
     fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle;
+
+    /// `--clock host`: the next guest time at which a device has something to do, told before each slice. A live port
+    /// returns [`InputEvent::Tick`] from `poll` once host time has reached it; other ports need not care.
+    fn set_deadline(&mut self, _deadline: Option<GuestTime>) {}
 
     /// The VM's owner (a debugger) applied `event` at `now` by itself: a recorder logs it, so that a replay's `poll`
     /// returns it at the same point.

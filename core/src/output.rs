@@ -23,3 +23,7 @@ pub struct NullSink;
 impl OutputSink for NullSink {
     fn write(&mut self, _when: When, _port: OutputPort, _bytes: &[u8]) {}
 }
+
+impl OutputSink for Box<dyn OutputSink> {
+    fn write(&mut self, when: When, port: OutputPort, bytes: &[u8]) { (**self).write(when, port, bytes) }
+}

@@ -1,1 +1,22 @@
+//! The debugger side of Retrovisor: one session that owns the machine, and the clients that talk to it.
+//!
+//! Map: `session` the door for every client (the VM thread, commands in, events out) | `stop` why it stopped |
+//! `breakpoints` the shared set | `inspect` side-effect-free reading | `registers` names and values |
+//! `disasm` guest disassembly | `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub.
+//!
+//! Nothing here changes guest state except through `Vm::inject`, so every change is a logged input.
 
+pub mod breakpoints;
+pub mod disasm;
+pub mod gdb;
+pub mod inspect;
+pub mod interruptible;
+pub mod monitor;
+pub mod pagewalk;
+pub mod registers;
+pub mod session;
+pub mod stop;
+
+pub use inspect::Inspect;
+pub use session::{Client, Options, Resume, Role, Session, SessionError, SessionHandle};
+pub use stop::{Event, Exit, Stop, StopReason};

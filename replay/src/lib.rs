@@ -1,1 +1,30 @@
+//! Recording and replay: the trace file, the ports that write and read it, and the check that a replay is exact.
+//!
+//! Map: `format` the `.rvt` file (reader and writer together) | `mailbox` how other threads reach the VM thread |
+//! `live` inputs from the host | `record` a port that logs another port | `play` inputs from a trace |
+//! `divert` a port that plays no more inputs | `output` the running digest of guest output |
+//! `compare` a machine built from a trace, and `verify`.
+//!
+//! Nothing here knows how the machine works inside: the only doors are `InputPort`, `OutputSink` and `Vm`.
 
+pub mod compare;
+pub mod divert;
+pub mod format;
+pub mod live;
+pub mod mailbox;
+pub mod output;
+pub mod play;
+pub mod record;
+
+pub use compare::{Replay, ReplayEngine, Report, VerifyError, VerifyOptions, verify};
+pub use divert::Diverted;
+pub use format::end::{EndRecord, ExitReason};
+pub use format::reader::{Cut, Ending, Trace};
+pub use format::record::{Record, What};
+pub use format::stats::Stats;
+pub use format::{Problem, TraceError};
+pub use live::{IdlePolicy, Live};
+pub use mailbox::{InputSource, Mailbox};
+pub use output::HashedOutput;
+pub use play::{Divergence, PlayMonitor, Player};
+pub use record::{RecordError, Recorder, Recording};

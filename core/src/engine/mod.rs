@@ -1,3 +1,336 @@
-//! The engine: budgets, exact landing on an icount, interrupts at boundaries, debugger stops.
+//! The engine: what happens at instruction boundaries. Owns the order of events there, the budget of the block
+//! loop, exact landing on an icount, idle time, and debugger stops.
+//!
+//! At a boundary, in this order: the run's target and hash points (so that the state *at* an icount is the state on
+//! first arrival there), due timers, inputs, then one delivery or some instructions.
 
+pub mod filter;
 pub mod hooks;
+
+use crate::addr::{GuestTime, Icount};
+use crate::clock::ClockKind;
+use crate::ctx::Ctx;
+use crate::exception::Exception;
+use crate::input::{Idle, Poll};
+use crate::interp::Leave;
+use crate::machine::board::BoardEvent;
+use crate::machine::vm::{Vm, VmExit};
+use crate::vcpu::{Activity, Shadow, flags};
+
+/// Instructions between two looks at the live input port.
+const POLL_INTERVAL: u64 = 20_000;
+
+/// What a boundary step decided.
+enum Next {
+    /// Something happened; look again.
+    Again,
+    /// Execute instructions up to this icount.
+    Run(u64),
+    Exit(VmExit),
+}
+
+impl Vm {
+    /// Runs until icount `until` (exactly, standing there before anything else happens) or another exit.
+    pub fn run(&mut self, until: Option<Icount>) -> VmExit {
+        self.filter.sync(&self.hooks.breakpoints);
+        let start = self.sys.icount;
+        loop {
+            if until.is_some_and(|u| self.sys.icount >= u.0) {
+                return VmExit::Reached;
+            }
+            match self.boundary(until) {
+                Next::Again => {}
+                Next::Exit(e) => return e,
+                Next::Run(limit) => {
+                    if let Some(e) = self.execute(limit, start) {
+                        return e;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Executes one instruction, REP iteration or delivery of the current vCPU.
+    pub fn step(&mut self) -> VmExit { self.run(Some(Icount(self.sys.icount + 1))) }
+
+    fn boundary(&mut self, until: Option<Icount>) -> Next {
+        if !self.arrive() {
+            return Next::Exit(VmExit::Diverged);
+        }
+        if let Some(next) = self.poll() {
+            return next;
+        }
+        if let Some(next) = self.board_events() {
+            return next;
+        }
+        if !self.schedule() {
+            return self.idle();
+        }
+        if let Some(next) = self.deliver_pending() {
+            return next;
+        }
+        Next::Run(self.budget(until))
+    }
+
+    /// What comes before anything else at a boundary: the hash point, if one is due, and what is due by the clock. A
+    /// replay does both before it asks for inputs, so whoever changes or ends a run between two calls of
+    /// [`Vm::run`] does them first. False if the hash differs from the recorded one.
+    pub fn arrive(&mut self) -> bool {
+        let mut same = true;
+        if self.sys.icount >= self.next_hash {
+            self.next_hash = (self.sys.icount / self.config.hash_interval + 1) * self.config.hash_interval;
+            let (when, hash) = (self.when(), self.state_hash());
+            same = self.sys.input.check(when, hash);
+        }
+        self.settle();
+        same
+    }
+
+    /// Lets due timers expire and derived state catch up with the devices.
+    pub(crate) fn settle(&mut self) {
+        if !self.sys.mem.code_writes.is_empty() {
+            let writes = std::mem::take(&mut self.sys.mem.code_writes);
+            self.cache.invalidate(&writes, &mut self.sys.mem);
+        }
+        // Under the host clock time also moves by reads in the middle of a block, and where blocks end differs in a
+        // replay: there only a logged tick and the end of an idle wait let timers expire.
+        if self.is_virtual_clock() {
+            self.expire_timers();
+        }
+        if std::mem::take(&mut self.sys.board.a20_changed) {
+            self.sys.mem.a20_mask = self.sys.board.a20_mask();
+            self.sys.mem.map_changed();
+        }
+    }
+
+    /// Lets every timer expire whose deadline has come.
+    pub(crate) fn expire_timers(&mut self) {
+        let now = self.sys.when().time;
+        if self.sys.board.deadline().is_some_and(|d| d <= now) {
+            let (board, mut bus) = self.sys.bus();
+            board.advance(&mut bus);
+        }
+    }
+
+    /// Takes inputs that are due at this point.
+    fn poll(&mut self) -> Option<Next> {
+        let due = match self.sys.input.next_poll() {
+            Some(at) => self.sys.icount >= at.0,
+            None => self.sys.icount >= self.next_poll,
+        };
+        if !due {
+            return None;
+        }
+        self.next_poll = self.sys.icount + POLL_INTERVAL;
+        let deadline = self.sys.board.deadline();
+        self.sys.input.set_deadline(deadline);
+        let when = self.when();
+        match self.sys.input.poll(when) {
+            Poll::None => None,
+            Poll::Event(e) => {
+                self.apply(&e);
+                self.next_poll = self.sys.icount;
+                Some(Next::Again)
+            }
+            Poll::Interrupt => {
+                self.next_poll = self.sys.icount;
+                Some(Next::Exit(VmExit::Interrupted))
+            }
+            Poll::End => Some(Next::Exit(VmExit::InputEnded)),
+        }
+    }
+
+    /// Carries out what devices asked of the machine since the last boundary.
+    fn board_events(&mut self) -> Option<Next> {
+        if self.sys.board.events.is_empty() {
+            return None;
+        }
+        for event in std::mem::take(&mut self.sys.board.events) {
+            match event {
+                BoardEvent::Init(n) => self.init_vcpu(n),
+                BoardEvent::Sipi(n, vector) => self.start_vcpu(n, vector),
+                BoardEvent::Nmi(n) => {
+                    if let Some(c) = self.vcpus.get_mut(usize::from(n)) {
+                        c.nmi_pending = true;
+                    }
+                }
+                BoardEvent::Reset if self.config.no_reboot => return Some(Next::Exit(VmExit::Reset)),
+                BoardEvent::Reset => {
+                    return Some(match self.reset() {
+                        Ok(()) => Next::Again,
+                        Err(_) => Next::Exit(VmExit::Reset),
+                    });
+                }
+                BoardEvent::PowerOff => return Some(Next::Exit(VmExit::PowerOff)),
+                BoardEvent::DebugExit(v) => return Some(Next::Exit(VmExit::DebugExit(v))),
+            }
+        }
+        Some(Next::Again)
+    }
+
+    /// Can vCPU `n` execute or be woken now?
+    fn runnable(&self, n: usize) -> bool {
+        let c = &self.vcpus[n];
+        match c.activity {
+            Activity::Running => true,
+            Activity::Halted => {
+                (c.nmi_pending && !c.nmi_blocked)
+                    || (c.flags.has(flags::bit::IF) && self.sys.board.intr(c.index))
+            }
+            Activity::WaitForSipi | Activity::Shutdown => false,
+        }
+    }
+
+    /// Picks the vCPU whose turn it is; false if none can run. Turns are a function of icount alone.
+    fn schedule(&mut self) -> bool {
+        let n = self.vcpus.len();
+        if n == 1 {
+            return self.runnable(0);
+        }
+        if self.sys.icount < self.slice_end && self.runnable(self.current) {
+            return true;
+        }
+        for k in 1..=n {
+            let c = (self.current + k) % n;
+            if self.runnable(c) {
+                self.current = c;
+                self.slice_end = self.sys.icount + self.config.slice;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Every vCPU waits: guest time jumps to the next deadline or input.
+    fn idle(&mut self) -> Next {
+        if self.vcpus.iter().any(|c| c.activity == Activity::Shutdown) {
+            return Next::Exit(VmExit::TripleFault);
+        }
+        let icount = self.sys.icount;
+        let deadline = self.sys.board.deadline();
+        let deaf = |c: &crate::vcpu::Vcpu| c.activity != Activity::Halted || !c.flags.has(flags::bit::IF);
+        if self.vcpus.iter().all(deaf) {
+            return Next::Exit(VmExit::Dead);
+        }
+        let when = self.when();
+        match self.sys.input.idle(when, deadline) {
+            Idle::Deadline => match deadline {
+                Some(d) => self.sys.clock.advance_to(icount, d),
+                None => return Next::Exit(VmExit::InputEnded),
+            },
+            Idle::Input(t) => {
+                let t = deadline.map_or(t, |d| GuestTime(t.0.min(d.0)));
+                self.sys.clock.advance_to(icount, t);
+                self.next_poll = icount;
+            }
+            Idle::Interrupted => return Next::Exit(VmExit::Interrupted),
+            Idle::End => return Next::Exit(VmExit::InputEnded),
+        }
+        self.expire_timers();
+        Next::Again
+    }
+
+    /// Delivers an NMI or interrupt to the current vCPU if the boundary allows it.
+    fn deliver_pending(&mut self) -> Option<Next> {
+        let cpu = &mut self.vcpus[self.current];
+        if cpu.shadow != Shadow::None {
+            return None;
+        }
+        if cpu.nmi_pending && !cpu.nmi_blocked {
+            return Some(self.deliver(|ctx| ctx.deliver_nmi()));
+        }
+        if cpu.flags.has(flags::bit::IF) && self.sys.board.intr(cpu.index) {
+            let index = cpu.index;
+            let vector = self.sys.board.ack(index);
+            return Some(self.deliver(|ctx| ctx.deliver_external(vector)));
+        }
+        None
+    }
+
+    /// One delivery: counts as one on the icount axis.
+    fn deliver(&mut self, how: impl FnOnce(&mut Ctx<'_>)) -> Next {
+        let cpu = &mut self.vcpus[self.current];
+        cpu.activity = Activity::Running;
+        cpu.shadow = Shadow::None;
+        how(&mut Ctx { cpu, sys: &mut self.sys });
+        self.sys.icount += 1;
+        if self.vcpus[self.current].activity == Activity::Shutdown { self.triple_fault() } else { Next::Again }
+    }
+
+    fn triple_fault(&mut self) -> Next {
+        if self.config.no_reboot || self.hooks.stop_triple_fault {
+            return Next::Exit(VmExit::TripleFault);
+        }
+        match self.reset() {
+            Ok(()) => Next::Again,
+            Err(_) => Next::Exit(VmExit::TripleFault),
+        }
+    }
+
+    /// First icount at which the block loop must come back here.
+    fn budget(&self, until: Option<Icount>) -> u64 {
+        let at = self.sys.icount;
+        let mut limit = self.next_hash.min(until.map_or(u64::MAX, |u| u.0));
+        match self.sys.input.next_poll() {
+            Some(p) => limit = limit.min(p.0),
+            None => limit = limit.min(self.next_poll),
+        }
+        if let Some(d) = self.sys.board.deadline().and_then(|d| self.sys.clock.icount_at(d)) {
+            limit = limit.min(d.0);
+        }
+        if self.vcpus.len() > 1 {
+            limit = limit.min(self.slice_end);
+        }
+        let cpu = &self.vcpus[self.current];
+        if cpu.needs_care() {
+            limit = at + 1;
+        }
+        limit.max(at + 1)
+    }
+
+    /// Executes instructions of the current vCPU up to `limit`; delivers what they raise.
+    fn execute(&mut self, limit: u64, start: u64) -> Option<VmExit> {
+        self.sys.limit = limit;
+        let skip = self.sys.icount == start;
+        let cpu = &mut self.vcpus[self.current];
+        let care = cpu.needs_care();
+        let tf = cpu.flags.has(flags::bit::TF);
+        let mut ctx = Ctx { cpu, sys: &mut self.sys };
+        if care && let Err(e) = ctx.begin_insn() {
+            return self.raise(e, start);
+        }
+        let leave = if self.filter.is_empty() {
+            ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
+        } else {
+            ctx.run_blocks::<true>(&mut self.cache, &self.filter, skip)
+        };
+        match leave {
+            Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(ctx.code_lin()))),
+            Leave::Fault(e) => return self.raise(e, start),
+            Leave::Budget => {}
+        }
+        if let Some(e) = ctx.trap_boundary(tf) {
+            return self.raise(e, start);
+        }
+        self.watch_hit()
+    }
+
+    /// Delivers an exception, or stops before it if the debugger asked.
+    fn raise(&mut self, e: Exception, start: u64) -> Option<VmExit> {
+        let asked = self.hooks.stop_exceptions & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
+        if asked && self.sys.icount != start {
+            return Some(VmExit::Exception(e));
+        }
+        match self.deliver(|ctx| ctx.deliver_exception(e)) {
+            Next::Exit(x) => Some(x),
+            Next::Again | Next::Run(_) => self.watch_hit(),
+        }
+    }
+
+    fn watch_hit(&mut self) -> Option<VmExit> {
+        self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint)
+    }
+
+    /// Whether guest time follows icount.
+    pub fn is_virtual_clock(&self) -> bool { self.sys.clock.kind == ClockKind::Virtual }
+}

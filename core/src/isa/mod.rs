@@ -17,9 +17,16 @@ pub mod shift;
 pub mod stack;
 pub mod string;
 // System.
+pub mod control;
+pub mod desctable;
 pub mod farxfer;
+pub mod int;
+pub mod iret;
+pub mod msrs;
 pub mod portio;
 pub mod segload;
+pub mod syscall;
+pub mod sysflags;
 pub mod system;
 // Floating point and SIMD.
 pub mod mmx;
@@ -72,9 +79,13 @@ pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate
 /// All rows of all families.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     [
+        control::ROWS, desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS,
         alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
-        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, mmx::ROWS, sse::ROWS,
-        x87::ROWS, xsave::ROWS,
+        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS,
+        sse::approx::ROWS, sse::float::ROWS, sse::gpr::ROWS, sse::lanes::ROWS, sse::mov::ROWS, sse::mxcsr::ROWS,
+        sse::packed::ROWS, sse::strings::ROWS, mmx::mov::ROWS, mmx::native::ROWS,
+        x87::arith::ROWS, x87::compare::ROWS, x87::control::ROWS, x87::convert::ROWS, x87::env::ROWS, x87::remainder::ROWS,
+        x87::stack::ROWS, x87::transcendental::ROWS, xsave::ROWS,
     ]
     .into_iter()
     .flatten()

@@ -1,7 +1,9 @@
-//! Operand widths. Arithmetic is written once, generic over [`Width`].
+//! Operand widths, and the macro that builds row tables. Arithmetic is written once, generic over [`Width`].
 
+use super::{Row, row, undefined};
 use crate::mem::Pod;
 use crate::vcpu::Vcpu;
+use iced_x86::Code;
 
 /// An integer operand width: u8, u16, u32 or u64.
 pub trait Width: Pod + Eq + Ord + std::fmt::LowerHex + std::fmt::Debug {
@@ -29,15 +31,25 @@ macro_rules! width {
             const MASK: u64 = <$t>::MAX as u64;
             const SIGN: u64 = 1 << (<$t>::BITS - 1);
             #[inline(always)]
-            fn of(v: u64) -> Self { v as $t }
+            fn of(v: u64) -> Self {
+                v as $t
+            }
             #[inline(always)]
-            fn u(self) -> u64 { self as u64 }
+            fn u(self) -> u64 {
+                self as u64
+            }
             #[inline(always)]
-            fn s(self) -> i64 { self as $s as i64 }
+            fn s(self) -> i64 {
+                self as $s as i64
+            }
             #[inline(always)]
-            fn reg($cpu: &Vcpu, $r: u8) -> Self { $get }
+            fn reg($cpu: &Vcpu, $r: u8) -> Self {
+                $get
+            }
             #[inline(always)]
-            fn set_reg($c2: &mut Vcpu, $r2: u8, $v: Self) { $set }
+            fn set_reg($c2: &mut Vcpu, $r2: u8, $v: Self) {
+                $set
+            }
         }
     };
 }
@@ -51,5 +63,61 @@ width!(u16, i16, |cpu, r| cpu.gpr[(r & 15) as usize] as u16, |cpu, r, v| {
     let g = &mut cpu.gpr[(r & 15) as usize];
     *g = (*g & !0xffff) | v as u64;
 });
-width!(u32, i32, |cpu, r| cpu.gpr[(r & 15) as usize] as u32, |cpu, r, v| cpu.gpr[(r & 15) as usize] = v as u64);
+width!(u32, i32, |cpu, r| cpu.gpr[(r & 15) as usize] as u32, |cpu, r, v| cpu.gpr[(r & 15) as usize] =
+    v as u64);
 width!(u64, i64, |cpu, r| cpu.gpr[(r & 15) as usize], |cpu, r, v| cpu.gpr[(r & 15) as usize] = v);
+
+/// Builds a row table. Each group is `constructor exec<parameter> widths: codes;` where the exec function is generic
+/// over the parameter (an operation type, a condition, ...) and the operand width:
+/// `4:` codes for u8, u16, u32, u64; `3:` for u16, u32, u64; `u32:` (or another width) for every code listed.
+/// `exec<>` has only the width parameter, `exec<parameter>:` no width; without brackets the function is not generic.
+macro_rules! rows {
+    (@ [$($out:expr,)*]) => { &[$($out),*] };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<$op:tt> 4: $a:ident $b:ident $c:ident $d:ident; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $mk(Code::$a, $f::<$op, u8>), $mk(Code::$b, $f::<$op, u16>),
+            $mk(Code::$c, $f::<$op, u32>), $mk(Code::$d, $f::<$op, u64>),] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<$op:tt> 3: $b:ident $c:ident $d:ident; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $mk(Code::$b, $f::<$op, u16>),
+            $mk(Code::$c, $f::<$op, u32>), $mk(Code::$d, $f::<$op, u64>),] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<$op:tt> $w:ident: $($c:ident)+; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $($mk(Code::$c, $f::<$op, $w>),)+] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<> 4: $a:ident $b:ident $c:ident $d:ident; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $mk(Code::$a, $f::<u8>), $mk(Code::$b, $f::<u16>),
+            $mk(Code::$c, $f::<u32>), $mk(Code::$d, $f::<u64>),] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<> 3: $b:ident $c:ident $d:ident; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $mk(Code::$b, $f::<u16>),
+            $mk(Code::$c, $f::<u32>), $mk(Code::$d, $f::<u64>),] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<> $w:ident: $($c:ident)+; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $($mk(Code::$c, $f::<$w>),)+] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident<$op:tt>: $($c:ident)+; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $($mk(Code::$c, $f::<$op>),)+] $($rest)*)
+    };
+    (@ [$($out:expr,)*] $mk:ident $f:ident: $($c:ident)+; $($rest:tt)*) => {
+        $crate::isa::traits::rows!(@ [$($out,)* $($mk(Code::$c, $f),)+] $($rest)*)
+    };
+    ($mk:ident $($t:tt)*) => { $crate::isa::traits::rows!(@ [] $mk $($t)*) };
+}
+pub(crate) use rows;
+
+/// Joins row tables of one family's files; `N` is the sum of their lengths.
+pub(crate) const fn join<const N: usize>(tables: &[&[Row]]) -> [Row; N] {
+    let mut out = [row(Code::INVALID, undefined); N];
+    let (mut t, mut n) = (0, 0);
+    while t < tables.len() {
+        let mut k = 0;
+        while k < tables[t].len() {
+            out[n] = tables[t][k];
+            n += 1;
+            k += 1;
+        }
+        t += 1;
+    }
+    assert!(n == N);
+    out
+}

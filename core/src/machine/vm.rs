@@ -1,16 +1,24 @@
 //! The virtual machine: vCPUs, memory and board as one value that runs, stops exactly, saves and restores.
+//! How it runs is `engine`; this file owns its construction, reset, inputs, state and hash.
 
+use super::board::Board;
 use super::config::MachineConfig;
-use crate::addr::{Gva, Icount};
-use crate::ctx::System;
+use super::tables;
+use crate::addr::{Gpa, Gva};
+use crate::clock::{Clock, ClockKind};
+use crate::ctx::{Ctx, System};
+use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
 use crate::exception::Exception;
-use crate::hash::StateHash;
-use crate::input::{InputPort, When};
-use crate::loader::{Images, LoadError};
+use crate::hash::{MemoryHash, StateHash};
+use crate::input::{InputEvent, InputPort, Query, When};
+use crate::interp::BlockCache;
+use crate::loader::{self, Images, LoadError};
+use crate::mem::Memory;
+use crate::mmu::Mmu;
 use crate::output::OutputSink;
-use crate::state::StateError;
-use crate::vcpu::Vcpu;
+use crate::state::{Field, Reader, State, StateError, Writer};
+use crate::vcpu::{Activity, Vcpu, regs};
 
 /// Why [`Vm::run`] returned. The VM is at an instruction boundary and can be run again after any of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +43,7 @@ pub enum VmExit {
     Interrupted,
     /// The trace being replayed ends here.
     InputEnded,
-    /// Every vCPU is halted for good: nothing can wake the machine.
+    /// Every vCPU is halted with interrupts disabled: nothing can wake the machine.
     Dead,
     /// The state hash differs from the recorded one.
     Diverged,
@@ -50,34 +58,188 @@ pub struct Vm {
     pub current: usize,
     pub sys: System,
     pub hooks: Hooks,
+    pub cache: BlockCache,
+    /// SMP: icount at which the current vCPU's time slice ends.
+    pub(crate) slice_end: u64,
+    /// icount of the next state hash.
+    pub(crate) next_hash: u64,
+    /// icount of the next look at a live input port.
+    pub(crate) next_poll: u64,
+    pub(crate) filter: AddressFilter,
+    memory_hash: MemoryHash,
 }
 
 impl Vm {
     /// Builds the machine, loads the images, and stands before the first instruction.
     pub fn new(
-        config: MachineConfig, images: Images, input: Box<dyn InputPort>, output: Box<dyn OutputSink>,
+        mut config: MachineConfig, images: Images, mut input: Box<dyn InputPort>, output: Box<dyn OutputSink>,
     ) -> Result<Self, LoadError> {
-        let _ = (config, images, input, output);
-        Err(LoadError::NothingToBoot)
+        if config.clock == ClockKind::Host {
+            config.wall_time = input.answer(When::default(), Query::BootWallTime);
+        }
+        let mem = Memory::new(config.memory, loader::rom_pages(&images))
+            .map_err(|e| LoadError::Host(format!("{} bytes: {e}", config.memory)))?;
+        let mut clock = Clock::new(config.clock);
+        clock.ns_per_insn = config.ns_per_insn.max(1);
+        let sys = System {
+            icount: 0,
+            limit: 0,
+            mem,
+            mmu: Mmu::new(),
+            board: Board::new(&config),
+            clock,
+            input,
+            output,
+        };
+        let mut vm = Self {
+            vcpus: Vec::new(),
+            current: 0,
+            sys,
+            hooks: Hooks::default(),
+            cache: BlockCache::new(),
+            slice_end: config.slice,
+            next_hash: config.hash_interval.max(1),
+            next_poll: 0,
+            filter: AddressFilter::default(),
+            memory_hash: MemoryHash::default(),
+            config,
+            images,
+        };
+        vm.reset()?;
+        Ok(vm)
     }
-    /// Runs until `until` (exactly) or another exit.
-    pub fn run(&mut self, until: Option<Icount>) -> VmExit {
-        let _ = until;
-        VmExit::Dead
+
+    /// Power-on: devices reset, images loaded again, vCPUs in their boot state. RAM the images do not cover keeps
+    /// its contents, as on hardware.
+    pub fn reset(&mut self) -> Result<(), LoadError> {
+        self.vcpus = (0..self.config.vcpus).map(|n| Vcpu::new(n, self.config.cpu)).collect();
+        self.current = 0;
+        self.sys.board.reset();
+        let rsdp = tables::install(&mut self.sys.mem, &self.config);
+        loader::load(&self.images, &self.config, &mut self.sys.mem, &mut self.vcpus[0], rsdp)?;
+        self.drop_derived();
+        Ok(())
     }
-    /// Executes one instruction (or one REP iteration) of the current vCPU, delivering what is due before it.
-    pub fn step(&mut self) -> VmExit { self.run(Some(Icount(self.sys.icount + 1))) }
+
+    /// Rebuilds everything derived from the architectural state.
+    fn drop_derived(&mut self) {
+        self.sys.mem.code_writes.clear();
+        self.sys.mem.table_writes.clear();
+        self.cache.flush(&mut self.sys.mem);
+        self.sys.mmu.reset(&mut self.sys.mem);
+        for cpu in &mut self.vcpus {
+            cpu.refresh();
+            let mut ctx = Ctx { cpu, sys: &mut self.sys };
+            ctx.mmu_switch();
+            ctx.refresh_debug_regs();
+        }
+    }
+
+    pub(crate) fn init_vcpu(&mut self, n: u8) {
+        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
+        cpu.init();
+        cpu.activity = if n == 0 { Activity::Running } else { Activity::WaitForSipi };
+        let mut ctx = Ctx { cpu, sys: &mut self.sys };
+        ctx.mmu_switch();
+        ctx.refresh_debug_regs();
+    }
+
+    pub(crate) fn start_vcpu(&mut self, n: u8, vector: u8) {
+        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
+        if cpu.activity == Activity::WaitForSipi {
+            cpu.start_at(vector);
+            Ctx { cpu, sys: &mut self.sys }.mmu_switch();
+        }
+    }
+
     /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.
-    pub fn inject(&mut self, event: &crate::input::InputEvent) { let _ = event; }
+    pub fn inject(&mut self, event: &InputEvent) {
+        self.arrive();
+        let when = self.when();
+        self.sys.input.inject(when, event);
+        self.apply(event);
+    }
+
+    /// Applies an input.
+    pub(crate) fn apply(&mut self, event: &InputEvent) {
+        match event {
+            InputEvent::Tick { time } => {
+                self.sys.clock.advance_to(self.sys.icount, *time);
+                self.expire_timers();
+                self.settle();
+            }
+            InputEvent::WritePhys { gpa, bytes } => {
+                self.sys.mem.write_phys(Gpa(*gpa), bytes);
+                self.settle();
+            }
+            InputEvent::WriteReg { vcpu, reg, value } => {
+                if let Some(cpu) = self.vcpus.get_mut(usize::from(*vcpu)) {
+                    regs::write_reg(cpu, *reg, *value);
+                    let mut ctx = Ctx { cpu, sys: &mut self.sys };
+                    ctx.mmu_switch();
+                    ctx.refresh_debug_regs();
+                }
+            }
+            InputEvent::Serial { .. }
+            | InputEvent::Key { .. }
+            | InputEvent::PowerButton
+            | InputEvent::Nmi
+            | InputEvent::Reset => {
+                let (board, mut bus) = self.sys.bus();
+                board.input(event, &mut bus);
+            }
+        }
+    }
+
     /// The current point.
     pub fn when(&self) -> When { self.sys.when() }
-    /// Digest of the guest-visible state.
-    pub fn state_hash(&mut self) -> StateHash { StateHash::default() }
+
+    /// The vCPU whose turn it is, ready to be looked at through guest-virtual addresses.
+    pub fn ctx(&mut self, vcpu: usize) -> Option<Ctx<'_>> {
+        Some(Ctx { cpu: self.vcpus.get_mut(vcpu)?, sys: &mut self.sys })
+    }
+
+    /// Digest of the guest-visible state: vCPUs, clock, devices and memory.
+    pub fn state_hash(&mut self) -> StateHash {
+        let dirty = self.sys.mem.take_dirty();
+        self.memory_hash.update(&self.sys.mem, &dirty);
+        StateHash(xxhash_rust::xxh3::xxh3_128(&self.save_state()) ^ self.memory_hash.value().rotate_left(1))
+    }
+
     /// vCPUs, clock and devices (not memory) as bytes.
-    pub fn save_state(&self) -> Vec<u8> { Vec::new() }
+    pub fn save_state(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        self.sys.icount.put(&mut w);
+        self.current.put(&mut w);
+        self.slice_end.put(&mut w);
+        self.sys.mem.a20_mask.put(&mut w);
+        self.sys.clock.save(&mut w);
+        for cpu in &self.vcpus {
+            cpu.save(&mut w);
+        }
+        self.sys.board.save(&mut w);
+        w.bytes
+    }
+
     /// Restores what [`Vm::save_state`] gave, into a machine of the same description; drops derived state.
     pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        let _ = bytes;
-        Ok(())
+        let mut r = Reader::new(bytes);
+        self.sys.icount = u64::get(&mut r)?;
+        self.current = usize::get(&mut r)?;
+        if self.current >= self.vcpus.len() {
+            return Err(r.invalid());
+        }
+        self.slice_end = u64::get(&mut r)?;
+        self.sys.mem.a20_mask = u64::get(&mut r)?;
+        self.sys.clock.load(&mut r)?;
+        for cpu in &mut self.vcpus {
+            cpu.load(&mut r)?;
+        }
+        self.sys.board.load(&mut r)?;
+        let interval = self.config.hash_interval.max(1);
+        self.next_hash = (self.sys.icount / interval + 1) * interval;
+        self.next_poll = self.sys.icount;
+        self.drop_derived();
+        if r.is_empty() { Ok(()) } else { Err(r.invalid()) }
     }
 }

@@ -1,4 +1,6 @@
-//! Guest-physical memory: the host-backed slab, the map from guest-physical addresses onto it, and page flags.
+//! Guest-physical memory: the host-backed slab, the map from guest-physical addresses onto it, page flags, and the
+//! TLB arrays whose write tags are the other half of those flags: "a page that is clean or has a [`page::SLOW`] flag
+//! has no write tag". So every writer of memory can revoke what its write makes stale, whoever else is running.
 //! Knows nothing of paging or instructions. Every write to RAM by anyone passes a check of the page's flags.
 
 pub mod map;
@@ -8,10 +10,12 @@ pub use map::{MemMap, Region, RegionKind, Target};
 pub use ram::{Pod, Ram};
 
 use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
+use crate::mmu::tlb::Tlb;
 
 /// Per-page flags; a page with any of [`page::SLOW`] set has no write entry in any TLB.
 pub mod page {
-    /// Written since the flag was last cleared (state hashing and checkpoints clear it).
+    /// Written since the flag was last cleared (state hashing and checkpoints clear it). May be set by an access
+    /// that was checked for writing and then not made.
     pub const DIRTY: u8 = 1;
     /// Holds bytes some decoded or translated block was made from.
     pub const CODE: u8 = 2;
@@ -37,14 +41,22 @@ pub struct Traced {
 pub struct Memory {
     pub ram: Ram,
     pub map: MemMap,
-    /// One byte per page of the slab, see [`page`].
+    /// One byte per page of the slab, see [`page`]. Changed by [`Memory::set_flags`] and [`Memory::clear_flags`].
     pub flags: Vec<u8>,
-    /// AND-mask of physical addresses (A20 gate).
+    /// AND-mask of physical addresses (A20 gate). Changed by [`Memory::set_a20`].
     pub a20_mask: u64,
+    /// The software TLB of all vCPUs.
+    pub tlb: Tlb,
     /// Writes to CODE pages since the engine last drained them.
     pub code_writes: Vec<Traced>,
     /// Writes to TABLE pages since the MMU last drained them (drained before the next translation).
     pub table_writes: Vec<Traced>,
+    /// Writes to WATCH pages by anyone but a vCPU's store, since the MMU last looked.
+    pub watch_writes: Vec<Traced>,
+    /// The map or the A20 mask changed: the MMU drops all shadow tables before the next translation.
+    pub(crate) remapped: bool,
+    /// The `a20_mask` everything derived was made with.
+    a20_seen: u64,
 }
 
 impl Memory {
@@ -58,6 +70,10 @@ impl Memory {
             a20_mask: u64::MAX,
             code_writes: Vec::new(),
             table_writes: Vec::new(),
+            tlb: Tlb::new(pages as usize),
+            watch_writes: Vec::new(),
+            remapped: false,
+            a20_seen: u64::MAX,
         })
     }
 
@@ -84,6 +100,7 @@ impl Memory {
             let g = gpa + at as u64;
             let n = (bytes.len() - at).min((PAGE_SIZE - g.offset()) as usize);
             match self.map.lookup(g) {
+                Target::Ram(off) if self.read_only(off) => {}
                 Target::Ram(off) => {
                     self.note_write(g, off, n as u32);
                     self.ram.write_bytes(off, &bytes[at..at + n]);
@@ -96,16 +113,162 @@ impl Memory {
         true
     }
 
-    /// Flag bookkeeping of a write of `len` bytes at `gpa` (inside one page, slab offset `off`).
+    /// Is the slab page of offset `off` flagged [`page::ROM`]?
+    #[inline]
+    pub(crate) fn read_only(&self, off: usize) -> bool {
+        self.flags[off >> PAGE_SHIFT] & page::ROM != 0
+    }
+
+    /// Bookkeeping of a write of `len` bytes at `gpa` (inside one page, slab offset `off`) by anyone but a vCPU's
+    /// store. A write to a table page empties the TLB, so that the MMU sees it before the next access.
     #[inline]
     pub fn note_write(&mut self, gpa: Gpa, off: usize, len: u32) {
+        let f = self.note_store(gpa, off, len);
+        if f & (page::TABLE | page::WATCH) != 0 {
+            if f & page::TABLE != 0 {
+                self.tlb.flush();
+            }
+            if f & page::WATCH != 0 {
+                self.watch_writes.push(Traced { gpa, len });
+            }
+        }
+    }
+
+    /// Bookkeeping of a vCPU's store, whose caller drains `table_writes` after it. Returns the page's flags.
+    #[inline]
+    pub(crate) fn note_store(&mut self, gpa: Gpa, off: usize, len: u32) -> u8 {
+        let f = &mut self.flags[off >> PAGE_SHIFT];
+        *f |= page::DIRTY;
+        let f = *f;
+        if f & page::CODE != 0 {
+            self.code_writes.push(Traced { gpa, len });
+        }
+        if f & page::TABLE != 0 {
+            self.table_writes.push(Traced { gpa, len });
+        }
+        f
+    }
+
+    /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, a table write only if `trace`
+    /// (see [`crate::mmu::walk::Walk::set_accessed`]); the walk drains `table_writes`.
+    pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize, trace: bool) {
         let f = &mut self.flags[off >> PAGE_SHIFT];
         *f |= page::DIRTY;
         if *f & page::CODE != 0 {
-            self.code_writes.push(Traced { gpa, len });
+            self.code_writes.push(Traced { gpa, len: 1 });
         }
-        if *f & page::TABLE != 0 {
-            self.table_writes.push(Traced { gpa, len });
+        if trace && *f & page::TABLE != 0 {
+            self.table_writes.push(Traced { gpa, len: 1 });
         }
+        if *f & page::WATCH != 0 {
+            self.watch_writes.push(Traced { gpa, len: 1 });
+        }
+    }
+
+    /// Sets flags of a slab page. Flags that trace writes revoke the page's write tags.
+    pub fn set_flags(&mut self, slab_page: usize, flags: u8) {
+        if let Some(f) = self.flags.get_mut(slab_page) {
+            let new = flags & !*f;
+            *f |= flags;
+            if new & page::SLOW != 0 {
+                self.tlb.drop_write(slab_page);
+            }
+        }
+    }
+
+    /// Clears flags of a slab page. Clearing DIRTY revokes the page's write tags.
+    pub fn clear_flags(&mut self, slab_page: usize, flags: u8) {
+        if let Some(f) = self.flags.get_mut(slab_page) {
+            *f &= !flags;
+            if flags & page::DIRTY != 0 {
+                self.tlb.drop_write(slab_page);
+            }
+        }
+    }
+
+    /// The slab pages written since the last call, in ascending order. The next write to each is noted again.
+    pub fn take_dirty(&mut self) -> Vec<usize> {
+        let mut out = Vec::new();
+        for (c, chunk) in self.flags.chunks_mut(64).enumerate() {
+            // Most chunks have no dirty page; this test is one vector operation.
+            if chunk.iter().fold(0, |a, f| a | f) & page::DIRTY == 0 {
+                continue;
+            }
+            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & page::DIRTY != 0) {
+                *f &= !page::DIRTY;
+                out.push(c * 64 + i);
+            }
+        }
+        if out.len() > 64 {
+            self.tlb.drop_all_writes();
+        } else {
+            out.iter().for_each(|p| self.tlb.drop_write(*p));
+        }
+        out
+    }
+
+    /// Opens (`true`) or closes the A20 gate: closed, bit 20 of every physical address the vCPUs use is zero.
+    pub fn set_a20(&mut self, open: bool) {
+        self.a20_mask = if open { u64::MAX } else { !(1 << 20) };
+        self.check_a20();
+    }
+
+    /// Notices a change of `a20_mask` that did not go through [`Memory::set_a20`]. Called at every MMU switch and
+    /// before every translation.
+    #[inline(always)]
+    pub(crate) fn check_a20(&mut self) {
+        if self.a20_mask != self.a20_seen {
+            self.a20_seen = self.a20_mask;
+            self.map_changed();
+        }
+    }
+
+    /// To be called after any change of `map` on a machine that has run: drops everything derived from it.
+    #[cold]
+    pub fn map_changed(&mut self) {
+        self.tlb.flush();
+        self.remapped = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn physical_access_stops_at_device_memory() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        assert!(m.write_phys(Gpa(0x9_fff8), &[7; 8]));
+        assert!(!m.write_phys(Gpa(0x9_fffc), &[8; 8]));
+        let mut b = [0; 8];
+        assert!(!m.read_phys(Gpa(0x9_fffc), &mut b));
+        assert_eq!(b, [8, 8, 8, 8, 0, 0, 0, 0]);
+        assert!(m.read_phys(Gpa(0x9_fff8), &mut b));
+        assert_eq!(b, [7, 7, 7, 7, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn writes_are_noted_by_page() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.set_flags(3, page::CODE);
+        m.set_flags(4, page::TABLE | page::WATCH);
+        m.write_phys(Gpa(0x2ff0), &[1; 0x2020]);
+        assert_eq!(m.take_dirty(), [2, 3, 4, 5]);
+        assert!(m.take_dirty().is_empty());
+        assert_eq!(m.code_writes, [Traced { gpa: Gpa(0x3000), len: 0x1000 }]);
+        assert_eq!(m.table_writes, [Traced { gpa: Gpa(0x4000), len: 0x1000 }]);
+        assert_eq!(m.watch_writes, m.table_writes);
+    }
+
+    #[test]
+    fn rom_drops_writes_without_a_trace() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.map.map_rom(0xf_f000, 0x1000, 16 << 20);
+        assert!(m.write_phys(Gpa(0xf_f000), &[1]));
+        let mut b = [9];
+        assert!(m.read_phys(Gpa(0xf_f000), &mut b));
+        assert_eq!(b, [0]);
+        assert!(m.take_dirty().is_empty());
     }
 }

@@ -54,3 +54,7 @@ impl crate::state::Field for Flags {
     fn put(&self, w: &mut crate::state::Writer) { self.0.put(w); }
     fn get(r: &mut crate::state::Reader<'_>) -> Result<Self, crate::state::StateError> { Ok(Self(u64::get(r)?)) }
 }
+
+/// The bits of RFLAGS that exist and can be set (SDM vol. 1, figure 3-8), bit 1 aside.
+pub const WRITABLE: u64 = bit::ARITH | bit::TF | bit::IF | bit::DF | bit::IOPL | bit::NT | bit::RF | bit::VM
+    | bit::AC | bit::VIF | bit::VIP | bit::ID;

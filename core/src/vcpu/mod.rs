@@ -2,13 +2,19 @@
 //! Owns no behaviour of instructions: those live in `isa`.
 
 pub mod cpuid;
+pub mod debug;
+pub mod descriptor;
 pub mod flags;
 pub mod fpu;
+pub mod gate;
+pub mod init;
 pub mod interrupt;
 pub mod mode;
 pub mod msr;
+pub mod newstack;
 pub mod regs;
 pub mod segment;
+pub mod task;
 
 use crate::mmu::TlbRef;
 use flags::Flags;
@@ -142,9 +148,13 @@ pub struct Vcpu {
     pub nmi_pending: bool,
     /// DR6 bits of debug traps collected during the current instruction, delivered as #DB at its boundary.
     pub pending_db: u64,
+    /// The exceptions of the last delivery, for debuggers; not state.
+    pub fault_chain: interrupt::FaultChain,
 
     /// Index among the VM's vCPUs (configuration); also the initial APIC ID.
     pub index: u8,
+    /// vCPUs in the machine (configuration), as CPUID shows it; 1 unless the machine says otherwise.
+    pub count: u8,
     /// Which CPUID model this vCPU shows (configuration).
     pub model: cpuid::CpuModel,
 }
@@ -192,7 +202,9 @@ impl Vcpu {
             nmi_blocked: false,
             nmi_pending: false,
             pending_db: 0,
+            fault_chain: interrupt::FaultChain::default(),
             index,
+            count: 1,
             model,
         };
         cpu.gpr[gpr::RDX] = u64::from(model.signature());
@@ -231,4 +243,4 @@ impl crate::state::Field for Shadow {
 crate::impl_state!(Vcpu, "vcpu", 1, {
     gpr, rip, flags, seg, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, pdpte, xcr0, dr, dr6, dr7, msr, fpu,
     activity, shadow, nmi_blocked, nmi_pending, pending_db,
-} skip { insn_rip, mode, tlb, index, model });
+} skip { insn_rip, mode, tlb, fault_chain, index, count, model });

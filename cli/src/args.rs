@@ -1,0 +1,201 @@
+//! What was typed: the command line as a type, with its help texts. What it means is `config`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0          the guest switched the machine off, or the command did what it was asked
+  odd        the guest left through isa-debug-exit with value v: (v << 1) | 1
+  2          bad input: a flag, file, image or trace that cannot be used (one line on stderr says which and why)
+  4          divergence: a replay or verification did not match its recording
+  6          the guest triple-faulted or asked for a reset, and --no-reboot was given
+  8          every vCPU is halted with interrupts off: nothing can wake the guest
+  70         an internal bug of Retrovisor
+  130        ended by Ctrl-C";
+
+/// A virtual machine monitor for people who write and debug x86 kernels, hypervisors and boot loaders.
+///
+/// Runs unmodified guests without KVM, records every nondeterministic input, replays runs exactly, and serves gdb.
+#[derive(Parser, Debug)]
+#[command(name = "retrovisor", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs the built-in guest: record it, verify the replay, and find its planted bug by going backwards
+    Demo(DemoArgs),
+    /// Runs a guest
+    Run(RunArgs),
+    /// Replays a recorded run
+    Replay(ReplayArgs),
+    /// Checks that traces replay with every state hash equal
+    Verify(VerifyArgs),
+    /// Shows what is in a trace
+    #[command(subcommand)]
+    Trace(TraceCommand),
+}
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Keeps the demo's recording in this file
+    #[arg(long, value_name = "FILE.rvt")]
+    pub save: Option<PathBuf>,
+    /// Writes the demo guest, with its symbols, to this file for gdb
+    #[arg(long, value_name = "FILE")]
+    pub elf: Option<PathBuf>,
+}
+
+/// The machine: what to boot, and on what.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Kernel: Linux bzImage, ELF, multiboot 1 or 2, PVH (detected)
+    #[arg(short = 'k', long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial ramdisk for Linux, or the module of a multiboot kernel
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(short = 'a', long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+    /// Firmware image, mapped below 4 GiB and below 1 MiB
+    #[arg(long, value_name = "FILE")]
+    pub bios: Option<PathBuf>,
+    /// Guest memory: a number with K, M, G (M if none)
+    #[arg(short = 'm', long, value_name = "SIZE", default_value = "256M")]
+    pub memory: String,
+    /// Number of vCPUs; they take turns on one host thread, deterministically
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub smp: String,
+    /// CPU model the guest sees
+    #[arg(long, value_enum, default_value_t = CpuArg::X86_64V2)]
+    pub cpu: CpuArg,
+    /// What guest time follows: virtual (instructions executed; runs repeat exactly even without a trace) or host
+    #[arg(long, value_enum, default_value_t = ClockArg::Virtual)]
+    pub clock: ClockArg,
+    /// Seed of everything pseudo-random in the machine
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Ends the run when the guest resets or triple-faults, instead of rebooting it
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Adds an isa-debug-exit port: a guest write of v ends the run with exit code (v << 1) | 1
+    #[arg(long, value_name = "IOBASE[,IOSIZE]", num_args = 0..=1, default_missing_value = "0xf4,0x4")]
+    pub isa_debug_exit: Option<String>,
+    /// Adds the test device kvm-unit-tests expects (ports 0xE0-0xEB and 0x2000, memory at 0xFF000000)
+    #[arg(long)]
+    pub testdev: bool,
+}
+
+/// How a debugger attaches.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Debugging")]
+pub struct DebugArgs {
+    /// Serves gdb here; alone: 127.0.0.1:1234 (`:PORT` binds loopback only)
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:1234")]
+    pub gdb: Option<String>,
+    /// Waits for a debugger before the first instruction
+    #[arg(long)]
+    pub freeze: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub debug: DebugArgs,
+    /// Keeps the run's history in this file, to replay later
+    #[arg(long, value_name = "FILE.rvt")]
+    pub record: Option<PathBuf>,
+    /// Serial port COM1: stdio, null, or file:PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub serial: String,
+    /// Engine that executes the guest
+    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
+    pub engine: EngineArg,
+    /// Prints the final icount and state hash on stderr when the run ends
+    #[arg(long)]
+    pub hash: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The trace
+    #[arg(value_name = "FILE.rvt")]
+    pub trace: PathBuf,
+    #[command(flatten)]
+    pub debug: DebugArgs,
+    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
+    pub engine: EngineArg,
+    /// Stops before the instruction with this icount
+    #[arg(long, value_name = "ICOUNT")]
+    pub to: Option<u64>,
+    /// Shows what the guest wrote to its serial port
+    #[arg(long)]
+    pub show: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Traces to verify
+    #[arg(value_name = "FILE.rvt", required = true)]
+    pub traces: Vec<PathBuf>,
+    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
+    pub engine: EngineArg,
+    /// Traces verified at the same time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum TraceCommand {
+    /// Header, images, sizes, length, how it ends
+    Info {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// One line an input: icount, guest time, what
+    Events {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
+        /// First icount of interest
+        #[arg(long, value_name = "ICOUNT")]
+        from: Option<u64>,
+        /// Last icount of interest
+        #[arg(long, value_name = "ICOUNT")]
+        to: Option<u64>,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum EngineArg {
+    /// The interpreter: the reference
+    Interp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ClockArg {
+    Virtual,
+    Host,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum CpuArg {
+    #[value(name = "i486")]
+    I486,
+    Pentium,
+    Pentium3,
+    #[value(name = "x86-64-v2")]
+    X86_64V2,
+}

@@ -1,0 +1,99 @@
+//! The commands on recorded runs: `replay`, `verify` and `trace`, from what was typed to what they do.
+
+use super::live::{self, Around};
+use super::verify::Verdict;
+use super::{replay as plain, trace as traces, verify as verifying};
+use crate::args::{ReplayArgs, TraceCommand, VerifyArgs};
+use crate::console::{Console, Serial, SerialSink};
+use crate::exit;
+use anyhow::Result;
+use retrovisor_core::Icount;
+use retrovisor_core::output::{NullSink, OutputSink};
+use retrovisor_debug::Options;
+use retrovisor_replay::{Replay, Trace, VerifyOptions};
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+
+/// `retrovisor replay`.
+///
+/// # Errors
+/// If the trace cannot be replayed, in one line.
+pub fn replay(a: &ReplayArgs) -> Result<u8> {
+    let output: Box<dyn OutputSink> = match SerialSink::open(if a.show { &Serial::Stdio } else { &Serial::Null })? {
+        Some(s) => Box::new(s),
+        None => Box::new(NullSink),
+    };
+    if a.debug.gdb.is_some() || a.debug.freeze {
+        return replay_in_session(a, output);
+    }
+    let mut console = None;
+    let mut started = |mailbox: &Arc<retrovisor_replay::Mailbox>| {
+        let mailbox = Arc::clone(mailbox);
+        console = Console::without_input(move |_| mailbox.interrupt()).ok();
+    };
+    let mut out = std::io::stderr();
+    let verdict = plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out)?;
+    Ok(code(verdict))
+}
+
+fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> {
+    let server = live::bind(a.debug.gdb.as_deref())?;
+    let trace = Trace::open(&a.trace)?;
+    let replay = Replay::new(&trace, VerifyOptions::default(), output)?;
+    let around = Around {
+        gdb: a.debug.gdb.as_deref(),
+        options: Options { freeze: a.debug.freeze, read_only: true },
+        console: false,
+    };
+    let monitor = replay.monitor.clone();
+    let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;
+    let (code, line) = live::exit_code(&ended);
+    if let Some(d) = monitor.divergence() {
+        eprintln!("{}: {d}", trace.name());
+        return Ok(exit::DIVERGED);
+    }
+    if let Some(line) = line {
+        eprintln!("retrovisor: {line}");
+    }
+    Ok(code)
+}
+
+/// `retrovisor verify`.
+///
+/// # Errors
+/// If standard output cannot be written.
+pub fn verify(a: &VerifyArgs) -> Result<u8> {
+    let tty = std::io::stderr().is_terminal();
+    let show = |path: &std::path::Path, p: retrovisor_replay::compare::Progress| {
+        if tty {
+            let percent = p.at.0 * 100 / p.end.0.max(1);
+            let _ = write!(std::io::stderr(), "\r{}: {percent}% \r", path.display());
+        }
+    };
+    let verdict = verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, &mut std::io::stdout())?;
+    Ok(code(verdict))
+}
+
+/// `retrovisor trace`.
+///
+/// # Errors
+/// If the trace cannot be read, in one line.
+pub fn trace(c: &TraceCommand) -> Result<u8> {
+    let out = &mut std::io::stdout();
+    match c {
+        TraceCommand::Info { trace, json } => traces::info(trace, *json, out)?,
+        TraceCommand::Events { trace, json, from, to } => {
+            let options = traces::EventsOptions { json: *json, from: from.map(Icount), to: to.map(Icount), ..Default::default() };
+            traces::events(trace, options, out)?;
+        }
+    }
+    Ok(0)
+}
+
+const fn code(v: Verdict) -> u8 {
+    match v {
+        Verdict::Exact => 0,
+        Verdict::Diverged => exit::DIVERGED,
+        Verdict::Unusable => exit::BAD_INPUT,
+    }
+}

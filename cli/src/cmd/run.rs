@@ -1,0 +1,80 @@
+//! `retrovisor run`: a live machine, recorded if asked, with a console and a debugger.
+
+use super::live::{self, Around, Ended};
+use crate::args::RunArgs;
+use crate::config;
+use crate::console::{SerialSink, Serial};
+use anyhow::{Context, Result, anyhow};
+use retrovisor_core::input::{InputPort, NoInput};
+use retrovisor_core::machine::vm::Vm;
+use retrovisor_core::output::{NullSink, OutputSink};
+use retrovisor_debug::{Exit, Options};
+use retrovisor_replay::{ExitReason, IdlePolicy, Live, Mailbox, Recording};
+
+/// Runs a guest; the process's exit code.
+///
+/// # Errors
+/// Bad flags, files that cannot be used, images that cannot be booted: one line each.
+pub fn run(a: &RunArgs) -> Result<u8> {
+    let machine = config::machine(&a.machine)?;
+    retrovisor_core::jit::host_support(machine.cpu).map_err(|e| anyhow!(e))?;
+    let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
+    let images = config::images(&a.machine)?;
+    let server = live::bind(a.debug.gdb.as_deref())?;
+    let sink: Box<dyn OutputSink> = match SerialSink::open(&serial).with_context(|| format!("--serial {}", a.serial))? {
+        Some(s) => Box::new(s),
+        None => Box::new(NullSink),
+    };
+    let mailbox = Mailbox::new();
+    let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
+    // Images that do not boot are refused before a trace file is created.
+    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))?;
+    let recording = match &a.record {
+        None => None,
+        Some(path) => {
+            let on_error = |e: &retrovisor_replay::RecordError| eprintln!("retrovisor: {e}");
+            Some(Recording::create(path, &machine, &images, Box::new(on_error))?)
+        }
+    };
+    let (input, output): (Box<dyn InputPort>, Box<dyn OutputSink>) = match &recording {
+        None => (Box::new(port), sink),
+        Some(r) => (Box::new(r.port(port)), Box::new(r.output(sink))),
+    };
+    let vm = Vm::new(machine, images, input, output)?;
+    let around = Around {
+        gdb: a.debug.gdb.as_deref(),
+        options: Options { freeze: a.debug.freeze, read_only: false },
+        console: serial == Serial::Stdio,
+    };
+    let mut ended = live::session(vm, &mailbox, server, &around)?;
+    finish(&mut ended, recording, a)
+}
+
+/// Completes the recording and says how the run ended.
+fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Result<u8> {
+    let (code, line) = live::exit_code(ended);
+    if let Some(vm) = &mut ended.vm {
+        let (when, hash) = (vm.when(), vm.state_hash());
+        if let Some(r) = recording {
+            r.finish(when, reason(ended.exit), hash)?;
+        }
+        if a.hash {
+            eprintln!("retrovisor: ended at instruction {}, state {hash}", when.icount);
+        }
+    }
+    if let Some(line) = line {
+        eprintln!("retrovisor: {line}");
+    }
+    Ok(code)
+}
+
+fn reason(exit: Exit) -> ExitReason {
+    match exit {
+        Exit::PowerOff => ExitReason::PowerOff,
+        Exit::Reset => ExitReason::Reset,
+        Exit::DebugExit(v) => ExitReason::DebugExit(v),
+        Exit::TripleFault => ExitReason::TripleFault,
+        Exit::Dead => ExitReason::Dead,
+        Exit::TraceEnded | Exit::Diverged | Exit::Killed | Exit::Bug => ExitReason::Quit,
+    }
+}

@@ -1,0 +1,297 @@
+//! What the stub library asks of a machine, answered by the session. One thread a vCPU: thread id = index + 1.
+
+use super::registers::{Arch, RegId, Registers};
+use crate::breakpoints::Point;
+use crate::inspect::Inspect;
+use crate::monitor;
+use crate::registers::{self, REGISTERS};
+use crate::session::{Client, Resume, SessionError};
+use gdbstub::common::{Signal, Tid};
+use gdbstub::target::ext::base::BaseOps;
+use gdbstub::target::ext::base::multithread::{self as mt, MultiThreadBase, MultiThreadResume};
+use gdbstub::target::ext::base::single_register_access::{SingleRegisterAccess, SingleRegisterAccessOps};
+use gdbstub::target::ext::breakpoints::BreakpointsOps;
+use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
+use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
+use gdbstub::target::{Target, TargetError, TargetResult};
+use retrovisor_core::Gva;
+use std::collections::BTreeSet;
+
+/// Error numbers gdb shows ("E0e").
+mod errno {
+    pub const ESRCH: u8 = 3;
+    pub const EFAULT: u8 = 14;
+    pub const EINVAL: u8 = 22;
+    pub const EROFS: u8 = 30;
+}
+
+/// The machine as one gdb connection sees it.
+pub struct Debuggee {
+    pub client: Client,
+    vcpus: usize,
+    /// The vCPU the last request was about: `monitor` commands are too.
+    pub selected: usize,
+    action: Option<Resume>,
+    /// Number of the run this connection resumed last.
+    pub run: u64,
+    /// Do not resume when asked to: the stub library is only being brought back to where it was.
+    pub pretend: bool,
+    pub software: BTreeSet<u64>,
+    pub hardware: BTreeSet<u64>,
+}
+
+impl Debuggee {
+    pub fn new(client: Client) -> Result<Self, SessionError> {
+        let vcpus = client.vcpus()?;
+        let (software, hardware) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { client, vcpus, selected: 0, action: None, run: 0, pretend: false, software, hardware })
+    }
+
+    /// The thread id of a vCPU.
+    pub fn tid(vcpu: usize) -> Tid {
+        Tid::new(vcpu + 1).unwrap_or(Tid::MIN)
+    }
+
+    /// Index of the vCPU a thread stands for.
+    fn vcpu(&mut self, tid: Tid) -> TargetResult<usize, Self> {
+        let vcpu = tid.get() - 1;
+        if vcpu >= self.vcpus {
+            return Err(TargetError::Errno(errno::ESRCH));
+        }
+        self.selected = vcpu;
+        Ok(vcpu)
+    }
+
+    pub fn insert(&mut self, point: Point) -> TargetResult<bool, Self> {
+        self.client.insert(point).map_err(fault)?;
+        Ok(true)
+    }
+
+    pub fn remove(&mut self, point: Point) -> TargetResult<bool, Self> {
+        self.client.remove(point).map_err(fault)
+    }
+
+    /// Values of some registers of a vCPU, in gdb's byte order.
+    pub fn values(&self, vcpu: usize, ids: Vec<RegId>) -> Result<Vec<Vec<u8>>, SessionError> {
+        self.client.inspect(move |m| ids.iter().map(|id| value(m, vcpu, *id)).collect())
+    }
+
+    fn write(&mut self, vcpu: usize, id: RegId, bytes: &[u8]) -> TargetResult<(), Self> {
+        let row = id.register().ok_or(TargetError::Errno(errno::EINVAL))?;
+        let (Some(num), true) = (row.num, bytes.len() == row.bytes()) else {
+            return Err(TargetError::Errno(errno::EINVAL));
+        };
+        let mut wide = [0; 16];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        self.client.write_register(vcpu, num, u128::from_le_bytes(wide)).map_err(fault)
+    }
+}
+
+/// One register's bytes.
+fn value(m: &Inspect<'_>, vcpu: usize, id: RegId) -> Vec<u8> {
+    match (m.vcpu(vcpu), id.register()) {
+        (Some(cpu), Some(row)) => {
+            let value = registers::read(cpu, m.cr8(vcpu), row.source);
+            value.to_le_bytes()[..row.bytes()].to_vec()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What gdb is told about a refused command; a session that is gone ends the connection.
+fn fault(e: SessionError) -> TargetError<SessionError> {
+    match e {
+        SessionError::Unmapped(_) | SessionError::NotRam(_) => TargetError::Errno(errno::EFAULT),
+        SessionError::NoVcpu(_) => TargetError::Errno(errno::ESRCH),
+        SessionError::ReadOnly => TargetError::Errno(errno::EROFS),
+        SessionError::Exited(_) => TargetError::NonFatal,
+        SessionError::Gone | SessionError::Thread(_) => TargetError::Fatal(e),
+    }
+}
+
+impl Target for Debuggee {
+    type Arch = Arch;
+    type Error = SessionError;
+
+    fn base_ops(&mut self) -> BaseOps<'_, Arch, SessionError> {
+        BaseOps::MultiThread(self)
+    }
+    fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
+        Some(self)
+    }
+    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
+        Some(self)
+    }
+    fn use_fork_stop_reason(&self) -> bool {
+        false
+    }
+    fn use_vfork_stop_reason(&self) -> bool {
+        false
+    }
+    fn use_vforkdone_stop_reason(&self) -> bool {
+        false
+    }
+}
+
+impl MultiThreadBase for Debuggee {
+    fn read_registers(&mut self, regs: &mut Registers, tid: Tid) -> TargetResult<(), Self> {
+        let vcpu = self.vcpu(tid)?;
+        let all = (0..REGISTERS.len()).map(RegId).collect();
+        regs.bytes = self.values(vcpu, all).map_err(fault)?.concat();
+        Ok(())
+    }
+
+    fn write_registers(&mut self, regs: &Registers, tid: Tid) -> TargetResult<(), Self> {
+        let vcpu = self.vcpu(tid)?;
+        let mut old = Registers::default();
+        self.read_registers(&mut old, tid)?;
+        let mut at = 0;
+        for (i, row) in REGISTERS.iter().enumerate() {
+            let range = at..at + row.bytes();
+            at = range.end;
+            match (old.bytes.get(range.clone()), regs.bytes.get(range)) {
+                // Only what changed: each write is an input of its own, and read-only registers stay out of it.
+                (Some(old), Some(new)) if old != new => self.write(vcpu, RegId(i), new)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
+        Some(self)
+    }
+
+    fn read_addrs(&mut self, start: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
+        let vcpu = self.vcpu(tid)?;
+        let bytes = self.client.read_virtual(vcpu, Gva(start), data.len()).map_err(fault)?;
+        if bytes.is_empty() && !data.is_empty() {
+            return Err(TargetError::Errno(errno::EFAULT));
+        }
+        data[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_addrs(&mut self, start: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        let vcpu = self.vcpu(tid)?;
+        self.client.write_virtual(vcpu, Gva(start), data.to_vec()).map_err(fault)
+    }
+
+    fn list_active_threads(&mut self, each: &mut dyn FnMut(Tid)) -> Result<(), SessionError> {
+        (0..self.vcpus).map(Self::tid).for_each(each);
+        Ok(())
+    }
+
+    fn support_resume(&mut self) -> Option<mt::MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl SingleRegisterAccess<Tid> for Debuggee {
+    fn read_register(&mut self, tid: Tid, id: RegId, buf: &mut [u8]) -> TargetResult<usize, Self> {
+        let vcpu = self.vcpu(tid)?;
+        let bytes = self.values(vcpu, vec![id]).map_err(fault)?.concat();
+        let place = buf.get_mut(..bytes.len()).ok_or(TargetError::Errno(errno::EINVAL))?;
+        place.copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_register(&mut self, tid: Tid, id: RegId, val: &[u8]) -> TargetResult<(), Self> {
+        let vcpu = self.vcpu(tid)?;
+        self.write(vcpu, id, val)
+    }
+}
+
+impl ThreadExtraInfo for Debuggee {
+    fn thread_extra_info(&self, tid: Tid, buf: &mut [u8]) -> Result<usize, SessionError> {
+        let vcpu = tid.get() - 1;
+        let text = self.client.inspect(move |m| match m.vcpu(vcpu) {
+            Some(cpu) => format!("vCPU {vcpu}, {}, {}", monitor::activity(cpu), monitor::mode_name(cpu)),
+            None => "no such vCPU".into(),
+        })?;
+        let n = text.len().min(buf.len());
+        buf[..n].copy_from_slice(&text.as_bytes()[..n]);
+        Ok(n)
+    }
+}
+
+impl MultiThreadResume for Debuggee {
+    fn resume(&mut self) -> Result<(), SessionError> {
+        if self.pretend {
+            return Ok(());
+        }
+        let how = self.action.take().unwrap_or(Resume::Continue { until: None });
+        match self.client.resume(how) {
+            Ok(run) => {
+                self.run = run;
+                Ok(())
+            }
+            // The event that says so is in the connection's queue; it becomes the stop reply.
+            Err(SessionError::Exited(_)) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn clear_resume_actions(&mut self) -> Result<(), SessionError> {
+        self.action = None;
+        Ok(())
+    }
+
+    fn set_resume_action_continue(&mut self, _tid: Tid, _signal: Option<Signal>) -> Result<(), SessionError> {
+        Ok(())
+    }
+
+    fn support_single_step(&mut self) -> Option<mt::MultiThreadSingleStepOps<'_, Self>> {
+        Some(self)
+    }
+    fn support_range_step(&mut self) -> Option<mt::MultiThreadRangeSteppingOps<'_, Self>> {
+        Some(self)
+    }
+    fn support_scheduler_locking(&mut self) -> Option<mt::MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+/// The vCPU to step; one that does not exist steps the first.
+fn stepped(tid: Tid, vcpus: usize) -> usize {
+    if tid.get() <= vcpus { tid.get() - 1 } else { 0 }
+}
+
+impl mt::MultiThreadSingleStep for Debuggee {
+    fn set_resume_action_step(&mut self, tid: Tid, _signal: Option<Signal>) -> Result<(), SessionError> {
+        self.action = Some(Resume::Step { vcpu: stepped(tid, self.vcpus) });
+        Ok(())
+    }
+}
+
+impl mt::MultiThreadRangeStepping for Debuggee {
+    fn set_resume_action_range_step(&mut self, tid: Tid, start: u64, end: u64) -> Result<(), SessionError> {
+        self.action = Some(Resume::StepRange { vcpu: stepped(tid, self.vcpus), start, end });
+        Ok(())
+    }
+}
+
+impl mt::MultiThreadSchedulerLocking for Debuggee {
+    /// vCPUs take their turns whatever gdb asks for: the schedule is part of the deterministic machine.
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), SessionError> {
+        Ok(())
+    }
+}
+
+impl MonitorCmd for Debuggee {
+    fn handle_monitor_cmd(&mut self, cmd: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), SessionError> {
+        let line = String::from_utf8_lossy(cmd).into_owned();
+        let vcpu = self.selected;
+        let done =
+            self.client.inspect(move |m| monitor::run(&mut monitor::Context { machine: m, vcpu }, &line))?;
+        let text = match done {
+            Ok(text) => text,
+            Err(why) => format!("{why}\n"),
+        };
+        out.write_raw(text.as_bytes());
+        Ok(())
+    }
+}

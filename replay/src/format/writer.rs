@@ -1,0 +1,138 @@
+//! Writes a trace, append-only: each chunk with one write, so that a kill tears at most the last one.
+
+use super::chunk::{self, Kind};
+use super::end::EndRecord;
+use super::header::{Header, present, total_size};
+use super::record::{Predictor, Record};
+use super::varint::{put, put_signed};
+use super::{IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
+use retrovisor_core::input::When;
+use retrovisor_core::loader::Images;
+use retrovisor_core::machine::config::MachineConfig;
+use std::io::{self, Write};
+
+/// Compression of images: most are compressed already.
+const IMAGE_LEVEL: i32 = 1;
+/// Compression of records.
+const FRAME_LEVEL: i32 = 9;
+/// Pending bytes at which a frame is written.
+pub const FRAME_FULL: usize = 64 << 10;
+
+/// One frame in the seek index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexEntry {
+    /// The point the frame starts at.
+    pub start: When,
+    /// The frame's offset in the file.
+    pub at: u64,
+}
+
+/// Writes a trace to `W`.
+pub struct TraceWriter {
+    out: Box<dyn Write + Send>,
+    machine: MachineConfig,
+    /// Bytes written.
+    at: u64,
+    index: Vec<IndexEntry>,
+    /// Where the frame being filled starts.
+    start: When,
+    predictor: Predictor,
+    pending: Vec<u8>,
+}
+
+impl TraceWriter {
+    /// Writes the header and the images.
+    pub fn new(mut out: Box<dyn Write + Send>, machine: &MachineConfig, images: &Images) -> io::Result<Self> {
+        let header = Header::of(machine, images);
+        check_limits(&header)?;
+        let bytes = header.to_bytes();
+        out.write_all(&bytes)?;
+        let mut at = bytes.len() as u64;
+        for (n, (_, bytes)) in present(images).into_iter().enumerate() {
+            if header.stored_as(n) != n {
+                continue;
+            }
+            for piece in bytes.chunks(IMAGE_PIECE) {
+                let mut raw = Vec::with_capacity(piece.len() + 1);
+                raw.push(n as u8);
+                raw.extend_from_slice(piece);
+                at += chunk::write(&mut out, Kind::Image, IMAGE_LEVEL, &raw)?;
+            }
+        }
+        let start = When::default();
+        let predictor = Predictor::new(start, machine);
+        let machine = machine.clone();
+        Ok(Self { out, machine, at, index: Vec::new(), start, predictor, pending: Vec::new() })
+    }
+
+    /// Adds a record. False, and nothing is added, if its point lies before the last one.
+    #[must_use]
+    pub fn push(&mut self, record: &Record) -> bool {
+        if record.when.icount < self.predictor.point().icount {
+            return false;
+        }
+        self.predictor.put(&mut self.pending, record);
+        true
+    }
+
+    /// Bytes of records not yet written.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.at
+    }
+
+    /// Writes the pending records as a frame that is complete up to `now`, an instruction boundary.
+    pub fn flush(&mut self, now: When) -> io::Result<()> {
+        let mut raw = Vec::with_capacity(self.pending.len() + 32);
+        put(&mut raw, self.start.icount.0);
+        put(&mut raw, self.start.time.0);
+        put(&mut raw, now.icount - self.start.icount);
+        put_signed(&mut raw, (now.time - self.start.time) as i64);
+        raw.append(&mut self.pending);
+        let entry = IndexEntry { start: self.start, at: self.at };
+        self.at += chunk::write(&mut self.out, Kind::Frame, FRAME_LEVEL, &raw)?;
+        self.index.push(entry);
+        self.start = now;
+        self.predictor = Predictor::new(now, &self.machine);
+        Ok(())
+    }
+
+    /// Writes what is pending, the end record, the index and the trailer.
+    pub fn finish(&mut self, end: &EndRecord) -> io::Result<()> {
+        self.flush(end.when)?;
+        let mut raw = Vec::new();
+        end.put(&mut raw);
+        self.at += chunk::write(&mut self.out, Kind::End, FRAME_LEVEL, &raw)?;
+        let index_at = self.at;
+        let most = Kind::Index.max_raw() / 30;
+        // A very long recording gets a sparser index, never a larger one.
+        let stride = self.index.len().div_ceil(most).max(1);
+        let mut raw = Vec::new();
+        let mut last = IndexEntry { start: When::default(), at: 0 };
+        for entry in self.index.iter().step_by(stride) {
+            put(&mut raw, entry.start.icount - last.start.icount);
+            put_signed(&mut raw, (entry.start.time - last.start.time) as i64);
+            put(&mut raw, entry.at - last.at);
+            last = *entry;
+        }
+        self.at += chunk::write(&mut self.out, Kind::Index, FRAME_LEVEL, &raw)?;
+        self.at += chunk::write(&mut self.out, Kind::Trailer, FRAME_LEVEL, &index_at.to_le_bytes())?;
+        self.out.flush()
+    }
+}
+
+/// Refuses what no reader would accept.
+fn check_limits(header: &Header) -> io::Result<()> {
+    let too_long = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    if total_size(&header.images) > MAX_IMAGES {
+        return too_long(format!("its images are larger than a trace can hold ({MAX_IMAGES} bytes)"));
+    }
+    if header.cmdline.len().max(header.kernel_name.len()) > MAX_STRING {
+        return too_long(format!("the command line is longer than {MAX_STRING} bytes"));
+    }
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! Recording: a port that logs everything another port lets in, as it runs.
+//!
+//! The log is written in frames: when 64 KiB are pending, at the first boundary a second after the last frame, and
+//! before an idle wait. If writing fails (a full disk) recording stops with one clear message, the run goes on, and
+//! what was written stays readable.
+
+use crate::format::end::{EndRecord, ExitReason};
+use crate::format::record::{Record, What, split};
+use crate::format::writer::{FRAME_FULL, TraceWriter};
+use crate::output::{HashedOutput, OutputDigest};
+use retrovisor_core::hash::StateHash;
+use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
+use retrovisor_core::loader::Images;
+use retrovisor_core::machine::config::MachineConfig;
+use retrovisor_core::machine::vm::{Vm, VmExit};
+use retrovisor_core::output::OutputSink;
+use retrovisor_core::{GuestTime, Icount};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Pending records are written at the first boundary this long after the last frame.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// ... and before an idle wait this long after it, so that what was typed is soon on disk.
+const FLUSH_IDLE_AFTER: Duration = Duration::from_millis(250);
+/// A frame is written at the first boundary this long after the last one even if nothing happened.
+const FLUSH_ANYWAY: Duration = Duration::from_secs(10);
+
+/// Why recording could not start or has stopped.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum RecordError {
+    #[error("{file}: cannot be created: {why}")]
+    Create { file: String, why: String },
+    #[error("{file}: recording stopped, cannot be written: {why}; it replays up to instruction {icount}")]
+    Write { file: String, why: String, icount: Icount },
+    #[error("{file}: recording stopped at instruction {icount}: the run went back to an earlier point")]
+    WentBack { file: String, icount: Icount },
+}
+
+/// Told once when recording stops before its end.
+pub type OnError = Box<dyn FnMut(&RecordError) + Send>;
+
+struct State {
+    file: String,
+    writer: TraceWriter,
+    last_frame: Instant,
+    /// Point up to which the file is complete.
+    written: When,
+    failed: Option<RecordError>,
+    finished: bool,
+    on_error: OnError,
+}
+
+/// A recording in progress. Clones share one file.
+#[derive(Clone)]
+pub struct Recording {
+    state: Arc<Mutex<State>>,
+    output: OutputDigest,
+}
+
+impl Recording {
+    /// Creates (or replaces) a trace file and writes the header and the images. `on_error` hears, once, why
+    /// recording stopped if it does before [`Recording::finish`].
+    ///
+    /// # Errors
+    /// If the file cannot be created or written.
+    pub fn create(
+        path: &Path,
+        machine: &MachineConfig,
+        images: &Images,
+        on_error: OnError,
+    ) -> Result<Self, RecordError> {
+        let file = path.display().to_string();
+        match File::create(path) {
+            Ok(out) => Self::to_writer(file, Box::new(out), machine, images, on_error),
+            Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
+        }
+    }
+
+    /// Records into memory: the second value gives the bytes at any time.
+    ///
+    /// # Errors
+    /// If the description or the images exceed what a trace can hold.
+    pub fn in_memory(machine: &MachineConfig, images: &Images) -> Result<(Self, MemoryFile), RecordError> {
+        let memory = MemoryFile::default();
+        let out = Box::new(memory.clone());
+        let recording = Self::to_writer("memory".into(), out, machine, images, Box::new(|_| ()))?;
+        Ok((recording, memory))
+    }
+
+    /// Records to anything that can be written; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// If the header and the images cannot be written.
+    pub fn to_writer(
+        file: String,
+        out: Box<dyn Write + Send>,
+        machine: &MachineConfig,
+        images: &Images,
+        on_error: OnError,
+    ) -> Result<Self, RecordError> {
+        let writer = match TraceWriter::new(out, machine, images) {
+            Ok(writer) => writer,
+            Err(e) => return Err(RecordError::Create { file, why: e.to_string() }),
+        };
+        let state = State {
+            file,
+            writer,
+            last_frame: Instant::now(),
+            written: When::default(),
+            failed: None,
+            finished: false,
+            on_error,
+        };
+        Ok(Self { state: Arc::new(Mutex::new(state)), output: OutputDigest::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A port that plays `inner` and logs what it says.
+    pub fn port<P: InputPort>(&self, inner: P) -> Recorder<P> {
+        Recorder { inner, to: self.clone(), hashed: None }
+    }
+
+    /// A sink that passes output on to `inner` and keeps the digest that hash points carry.
+    pub fn output<S: OutputSink>(&self, inner: S) -> HashedOutput<S> {
+        HashedOutput::new(inner, self.output.clone())
+    }
+
+    /// Why recording stopped early, if it did.
+    pub fn error(&self) -> Option<RecordError> {
+        self.lock().failed.clone()
+    }
+
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.lock().writer.written()
+    }
+
+    /// Writes what is pending up to `now`, an instruction boundary, so that the file can be replayed up to here.
+    pub fn flush(&self, now: When) {
+        self.lock().flush(now)
+    }
+
+    /// Ends the recording: the run ended at `now` for `reason` with state `hash`. Later calls do nothing.
+    ///
+    /// # Errors
+    /// If the file could not be written to its end; it replays up to the point the error names.
+    pub fn finish(&self, now: When, reason: ExitReason, hash: StateHash) -> Result<(), RecordError> {
+        let end = EndRecord { when: now, reason, hash, output: self.output.value() };
+        let mut state = self.lock();
+        if let Some(e) = &state.failed {
+            return Err(e.clone());
+        }
+        if state.finished {
+            return Ok(());
+        }
+        state.finished = true;
+        state.writer.finish(&end).map_err(|e| state.write_error(&e))
+    }
+
+    /// Ends the recording of `vm`, whose last `run` returned `exit`. Later calls do nothing.
+    ///
+    /// # Errors
+    /// As [`Recording::finish`].
+    pub fn finish_vm(&self, vm: &mut Vm, exit: VmExit) -> Result<(), RecordError> {
+        let reason = ExitReason::from_exit(exit);
+        if !reason.is_own() {
+            // A replay learns at its poll that the trace ends, and a boundary has more before that.
+            vm.arrive();
+        }
+        let hash = vm.state_hash();
+        self.finish(vm.when(), reason, hash)
+    }
+
+    fn log(&self, when: When, what: What) {
+        self.lock().push(when, what)
+    }
+
+    fn log_event(&self, when: When, event: &InputEvent) {
+        for part in split(event) {
+            self.log(when, What::Event(part));
+        }
+    }
+}
+
+impl State {
+    fn stopped(&self) -> bool {
+        self.finished || self.failed.is_some()
+    }
+
+    fn write_error(&self, e: &io::Error) -> RecordError {
+        RecordError::Write { file: self.file.clone(), why: e.to_string(), icount: self.written.icount }
+    }
+
+    fn fail(&mut self, e: RecordError) {
+        (self.on_error)(&e);
+        self.failed = Some(e);
+    }
+
+    fn push(&mut self, when: When, what: What) {
+        if !self.stopped() && !self.writer.push(&Record { when, what }) {
+            let e = RecordError::WentBack { file: self.file.clone(), icount: self.written.icount };
+            self.fail(e);
+        }
+    }
+
+    /// At an instruction boundary: writes a frame if one is due.
+    fn boundary(&mut self, now: When, after: Duration) {
+        let pending = self.writer.pending();
+        let since = self.last_frame.elapsed();
+        if pending >= FRAME_FULL || (pending > 0 && since >= after) || since >= FLUSH_ANYWAY {
+            self.flush(now);
+        }
+    }
+
+    fn flush(&mut self, now: When) {
+        if self.stopped() || now < self.written {
+            return;
+        }
+        match self.writer.flush(now) {
+            Ok(()) => (self.written, self.last_frame) = (now, Instant::now()),
+            Err(e) => {
+                let e = self.write_error(&e);
+                self.fail(e);
+            }
+        }
+    }
+}
+
+/// An input port that plays `P` and logs what it says.
+pub struct Recorder<P> {
+    inner: P,
+    to: Recording,
+    /// The last hash point.
+    hashed: Option<Icount>,
+}
+
+impl<P: InputPort> InputPort for Recorder<P> {
+    fn poll(&mut self, now: When) -> Poll {
+        let said = self.inner.poll(now);
+        if let Poll::Event(event) = &said {
+            self.to.log_event(now, event);
+        }
+        self.to.lock().boundary(now, FLUSH_AFTER);
+        said
+    }
+
+    fn next_poll(&self) -> Option<Icount> {
+        self.inner.next_poll()
+    }
+
+    fn answer(&mut self, now: When, query: Query) -> u64 {
+        let value = self.inner.answer(now, query);
+        self.to.log(now, What::Answer { query, value });
+        value
+    }
+
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
+        self.to.lock().boundary(now, FLUSH_IDLE_AFTER);
+        self.inner.idle(now, deadline)
+    }
+
+    fn set_deadline(&mut self, deadline: Option<GuestTime>) {
+        self.inner.set_deadline(deadline)
+    }
+
+    fn inject(&mut self, now: When, event: &InputEvent) {
+        self.to.log_event(now, event);
+        self.inner.inject(now, event);
+    }
+
+    fn check(&mut self, now: When, hash: StateHash) -> bool {
+        let good = self.inner.check(now, hash);
+        // An engine that is stopped at a hash point may take it again when it goes on.
+        if self.hashed.replace(now.icount) != Some(now.icount) {
+            self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+        }
+        self.to.lock().boundary(now, FLUSH_AFTER);
+        good
+    }
+}
+
+/// A trace in memory that can be read while it is written. Clones share the bytes.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryFile {
+    bytes: Arc<Mutex<Vec<u8>>>,
+}
+
+impl MemoryFile {
+    /// The bytes so far.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Write for MemoryFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(buf);
+        Ok(buf.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
