@@ -72,10 +72,11 @@ pub enum Idle {
 
 /// The door. Implementations must not depend on how often they are called between two points.
 ///
-/// What the engine owes a port at each boundary, so that a replay is exact however it is sliced: timers that are due
-/// expire first; then one `poll`; after an event, timers come first again, then the next `poll`; when `poll` has
-/// nothing, the hash point if there is one, after which `poll` is asked again; then idle or run. A block ends after an
-/// instruction that armed a timer or moved guest time.
+/// What the engine owes a port at each boundary, so that a replay is exact however it is sliced: on first arrival at a
+/// hash point `check`; then timers that are due expire; then one `poll`; after an event, timers come first again, then
+/// the next `poll`; when `poll` has nothing, a delivery, an idle wait or instructions. When timers expire must not depend
+/// on where blocks end: under the virtual clock a block ends at the deadline, and after an instruction that armed a timer;
+/// under the host clock timers expire only at a tick and at the end of an idle wait.
 pub trait InputPort: Send {
     /// Asks for an asynchronous event at `now`. Called at slice boundaries, after an idle wait, and at every
     /// point [`InputPort::next_poll`] asked for; at most once more after each event it returns for the same point.

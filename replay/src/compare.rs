@@ -10,7 +10,7 @@ use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::When;
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::{Vm, VmExit};
-use retrovisor_core::output::{NullSink, OutputPort, OutputSink};
+use retrovisor_core::output::{NullSink, OutputSink};
 use std::str::FromStr;
 use std::sync::Arc;
 use thiserror::Error;

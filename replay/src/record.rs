@@ -12,6 +12,7 @@ use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
+use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::OutputSink;
 use retrovisor_core::{GuestTime, Icount};
 use std::fs::File;
@@ -161,6 +162,20 @@ impl Recording {
         }
         state.finished = true;
         state.writer.finish(&end).map_err(|e| state.write_error(&e))
+    }
+
+    /// Ends the recording of `vm`, whose last `run` returned `exit`. Later calls do nothing.
+    ///
+    /// # Errors
+    /// As [`Recording::finish`].
+    pub fn finish_vm(&self, vm: &mut Vm, exit: VmExit) -> Result<(), RecordError> {
+        let reason = ExitReason::from_exit(exit);
+        if !reason.is_own() {
+            // A replay learns at its poll that the trace ends, and a boundary has more before that.
+            vm.arrive();
+        }
+        let hash = vm.state_hash();
+        self.finish(vm.when(), reason, hash)
     }
 
     fn log(&self, when: When, what: What) {

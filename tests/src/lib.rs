@@ -23,6 +23,23 @@ pub struct State {
     pub xmm: [u128; 16],
 }
 
+impl Default for State {
+    /// Everything zero, but the FPU as FNINIT and the reset leave it: every exception masked, all registers empty.
+    fn default() -> Self {
+        Self {
+            gpr: [0; 16],
+            rip: native::INSN,
+            flags: 0,
+            fcw: 0x37f,
+            fsw: 0,
+            ftw: 0,
+            st: [(0, 0); 8],
+            mxcsr: 0x1f80,
+            xmm: [0; 16],
+        }
+    }
+}
+
 /// Flags that [`State::flags`] carries: CF PF AF ZF SF DF OF.
 pub const USER_FLAGS: u64 = 0xcd5;
 

@@ -21,6 +21,14 @@ pub const DATA_LEN: usize = 0x1000;
 
 const CODE: u64 = 0x10_0000;
 const CODE_LEN: usize = 0x2000;
+/// The trampoline to 32-bit code.
+const CODE32: u64 = 0x10_0800;
+/// 32-bit code that goes back to 64-bit code.
+const BACK32: u64 = 0x10_1180;
+/// Linux's user code segments, 32-bit and 64-bit, and its data segment.
+const CS32: u16 = 0x23;
+const CS64: u16 = 0x33;
+const DS32: u32 = 0x2b;
 const BLOCK: u64 = 0x18_0000;
 const BLOCK_LEN: usize = 0x1000;
 const DATA_MAP: u64 = 0x20_0000;
@@ -36,6 +44,8 @@ struct Block {
     flags: u64,
     taken: u64,
     host_rsp: u64,
+    /// Where the 32-bit trampoline jumps: [`INSN`] in a 32-bit code segment.
+    far: [u16; 4],
 }
 
 /// An FXSAVE64 image (SDM vol. 1, 10.5.1).
@@ -60,6 +70,7 @@ const GPR: u64 = BLOCK + std::mem::offset_of!(Block, gpr) as u64;
 const FLAGS: u64 = BLOCK + std::mem::offset_of!(Block, flags) as u64;
 const TAKEN_MARK: u64 = BLOCK + std::mem::offset_of!(Block, taken) as u64;
 const HOST_RSP: u64 = BLOCK + std::mem::offset_of!(Block, host_rsp) as u64;
+const FAR: u64 = BLOCK + std::mem::offset_of!(Block, far) as u64;
 const GUEST_FX: u64 = BLOCK + std::mem::offset_of!(Block, guest_fx) as u64;
 const HOST_FX: u64 = BLOCK + std::mem::offset_of!(Block, host_fx) as u64;
 
@@ -73,7 +84,9 @@ const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGF
 
 /// The host CPU, ready to execute single instructions.
 pub struct Native {
+    /// Exits of the 64-bit and the 32-bit trampoline.
     exit: u64,
+    exit32: u64,
     old: Vec<(i32, libc::sigaction)>,
     alt: Vec<u8>,
     _one: MutexGuard<'static, ()>,
@@ -84,8 +97,8 @@ const REGS: [AsmRegister64; 16] =
     [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
 const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
-/// The code at [`CODE`] that enters the instruction, and the code that comes back; and the latter's address.
-fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
+/// The code at `base` that enters the instruction, and the code that comes back; and the latter's address.
+fn trampoline(base: u64, compat: bool) -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut exit = a.create_label();
     for r in SAVED {
@@ -95,12 +108,19 @@ fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     a.fxsave64(ptr(HOST_FX))?;
     a.mov(qword_ptr(HOST_RSP), rsp)?;
     a.fxrstor64(ptr(GUEST_FX))?;
+    if compat {
+        set_data_segments(&mut a, DS32)?;
+    }
     a.push(qword_ptr(FLAGS))?;
     a.popfq()?;
     for (n, r) in REGS.into_iter().enumerate() {
         a.mov(r, qword_ptr(GPR + 8 * n as u64))?;
     }
-    a.jmp(INSN)?;
+    if compat {
+        a.jmp(fword_ptr(FAR))?
+    } else {
+        a.jmp(INSN)?
+    }
     a.set_label(&mut exit)?;
     for (n, r) in REGS.into_iter().enumerate() {
         a.mov(qword_ptr(GPR + 8 * n as u64), r)?;
@@ -108,6 +128,9 @@ fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     a.mov(rsp, qword_ptr(HOST_RSP))?;
     a.pushfq()?;
     a.pop(qword_ptr(FLAGS))?;
+    if compat {
+        set_data_segments(&mut a, 0)?;
+    }
     a.fxsave64(ptr(GUEST_FX))?;
     a.fxrstor64(ptr(HOST_FX))?;
     a.popfq()?;
@@ -115,17 +138,33 @@ fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
         a.pop(r)?;
     }
     a.ret()?;
-    let out = a.assemble_options(CODE, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    let out = a.assemble_options(base, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let exit = out.label_ip(&exit)?;
     Ok((out.inner.code_buffer, exit))
 }
 
-/// The landing place of taken branches: leaves a mark, touches no register or flag.
+/// 32-bit code needs DS and ES; 64-bit code does not care. Uses EAX.
+fn set_data_segments(a: &mut CodeAssembler, selector: u32) -> Result<(), iced_x86::IcedError> {
+    a.mov(eax, selector)?;
+    a.mov(ds, eax)?;
+    a.mov(es, eax)
+}
+
+/// The landing place of taken branches: leaves a mark, touches no register or flag. The bytes mean the same in 32-
+/// and in 64-bit code.
 fn landing(exit: u64) -> Result<Vec<u8>, iced_x86::IcedError> {
     let mut a = CodeAssembler::new(64)?;
     a.mov(dword_ptr(TAKEN_MARK), 1)?;
     a.jmp(exit)?;
     a.assemble(TAKEN)
+}
+
+/// 32-bit code: a far jump to `exit` in 64-bit code.
+fn back_from_32(exit: u64) -> Vec<u8> {
+    let mut out = vec![0xea];
+    out.extend_from_slice(&(exit as u32).to_le_bytes());
+    out.extend_from_slice(&CS64.to_le_bytes());
+    out
 }
 
 /// Maps anonymous memory at exactly `at`.
@@ -158,6 +197,8 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, context: *mut 
     }
     SIGNAL.store(signal, Ordering::SeqCst);
     regs[libc::REG_RIP as usize] = EXIT_ADDR.load(Ordering::SeqCst) as i64;
+    let selectors = &mut regs[libc::REG_CSGSFS as usize];
+    *selectors = (*selectors & !0xffff) | i64::from(CS64);
 }
 
 impl Native {
@@ -168,36 +209,70 @@ impl Native {
         map_at(CODE, CODE_LEN, rw | ProtFlags::EXEC)?;
         map_at(BLOCK, BLOCK_LEN, rw)?;
         map_at(DATA_MAP, DATA_MAP_LEN, rw)?;
-        let (code, exit) = trampoline().map_err(|e| e.to_string())?;
+        let (code, exit) = trampoline(CODE, false).map_err(|e| e.to_string())?;
+        let (code32, exit32) = trampoline(CODE32, true).map_err(|e| e.to_string())?;
         put(CODE, &code);
-        put(TAKEN, &landing(exit).map_err(|e| e.to_string())?);
-        EXIT_ADDR.store(exit, Ordering::SeqCst);
+        put(CODE32, &code32);
+        put(BACK32, &back_from_32(exit32));
         let mut alt = vec![0u8; ALT_STACK];
         let stack = libc::stack_t { ss_sp: alt.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALT_STACK };
         // SAFETY: the stack lives until `drop`, which disables it.
         unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
         let old = SIGNALS.into_iter().map(|s| (s, catch(s))).collect();
-        Ok(Self { exit, old, alt, _one: one })
+        Ok(Self { exit, exit32, old, alt, _one: one })
+    }
+
+    /// Can this kernel run 32-bit code in a 64-bit process?
+    pub fn has_32_bit_code(&mut self) -> bool {
+        let mut s = State::default();
+        s.gpr[4] = DATA;
+        s.gpr[0] = 5;
+        // INC EAX; in 64-bit code a lone REX prefix.
+        self.run32(&[0x40], &mut s, &mut [0; DATA_LEN]) == Outcome::Retired && s.gpr[0] == 6
     }
 
     /// Executes `code`, which must be one instruction, at [`INSN`] with registers `state` and `data` in the window;
     /// both are updated. After a fault `state` is as the fault left it.
     pub fn run(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> Outcome {
+        let exit = self.exit;
+        EXIT_ADDR.store(exit, Ordering::SeqCst);
+        self.enter(CODE, exit, code, state, data)
+    }
+
+    /// As [`Native::run`], in a flat 32-bit code segment.
+    pub fn run32(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> Outcome {
+        EXIT_ADDR.store(self.exit32, Ordering::SeqCst);
+        let outcome = self.enter(CODE32, BACK32, code, state, data);
+        for r in &mut state.gpr {
+            *r &= 0xffff_ffff; // the upper halves are not defined after leaving 32-bit code
+        }
+        outcome
+    }
+
+    fn enter(
+        &mut self,
+        trampoline: u64,
+        exit: u64,
+        code: &[u8],
+        state: &mut State,
+        data: &mut [u8; DATA_LEN],
+    ) -> Outcome {
         let back = INSN + code.len() as u64;
         let mut bytes = code.to_vec();
         bytes.push(0xe9);
-        bytes.extend_from_slice(&(self.exit.wrapping_sub(back + 5) as u32).to_le_bytes());
+        bytes.extend_from_slice(&(exit.wrapping_sub(back + 5) as u32).to_le_bytes());
         assert!(bytes.len() as u64 <= TAKEN - INSN, "not one instruction");
         put(INSN, &bytes);
+        put(TAKEN, &landing(exit).expect("a landing place"));
         put(DATA, data);
         SIGNAL.store(0, Ordering::SeqCst);
         let block = BLOCK as *mut Block;
-        // SAFETY: the block is mapped, aligned and ours; the trampoline at CODE keeps every callee-saved register,
+        // SAFETY: the block is mapped, aligned and ours; the trampoline keeps every callee-saved register,
         // the flags and the FPU state, and comes back to here whatever the instruction does: by falling through, by
         // the landing place, or through the signal handler.
         let after = unsafe {
             fill(&mut *block, state);
-            let enter: extern "sysv64" fn() = std::mem::transmute(CODE as *const ());
+            let enter: extern "sysv64" fn() = std::mem::transmute(trampoline as *const ());
             enter();
             std::ptr::copy_nonoverlapping(DATA as *const u8, data.as_mut_ptr(), DATA_LEN);
             block.read_volatile()
@@ -252,6 +327,7 @@ fn fill(b: &mut Block, s: &State) {
     b.gpr = s.gpr;
     b.flags = s.flags | 0x202;
     b.taken = 0;
+    b.far = [INSN as u16, (INSN >> 16) as u16, CS32, 0];
     let mut st = [[0; 16]; 8];
     for (image, (significand, exponent)) in st.iter_mut().zip(s.st) {
         image[..8].copy_from_slice(&significand.to_le_bytes());

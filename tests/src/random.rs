@@ -92,18 +92,11 @@ pub struct Case {
     pub data: [u8; DATA_LEN],
 }
 
-/// A case of `code` for 64-bit mode. The error says why this form cannot be made.
-pub fn case(code: Code, rng: &mut Rng) -> Result<Case, String> {
+/// A case of `code` for 32- or 64-bit code. The error says why this form cannot be made.
+pub fn case(code: Code, bits: u32, rng: &mut Rng) -> Result<Case, String> {
     let mut why = String::new();
     for _ in 0..200 {
-        let mut maker = Maker {
-            code,
-            rng,
-            state: blank(),
-            insn: Instruction::default(),
-            fixed: Vec::new(),
-            narrow: false,
-        };
+        let mut maker = Maker::new(code, bits, rng);
         maker.randomize();
         match maker.build() {
             Ok(bytes) => {
@@ -116,20 +109,6 @@ pub fn case(code: Code, rng: &mut Rng) -> Result<Case, String> {
         }
     }
     Err(why)
-}
-
-fn blank() -> State {
-    State {
-        gpr: [0; 16],
-        rip: INSN,
-        flags: 0,
-        fcw: 0x37f,
-        fsw: 0,
-        ftw: 0,
-        st: [(0, 0); 8],
-        mxcsr: 0x1f80,
-        xmm: [0; 16],
-    }
 }
 
 fn fill_data(c: &mut Case, rng: &mut Rng) {
@@ -168,6 +147,8 @@ fn address(i: &Instruction, s: &State) -> Option<u64> {
 /// Builds one case of a form.
 struct Maker<'a> {
     code: Code,
+    /// Code size: 32 or 64.
+    bits: u32,
     rng: &'a mut Rng,
     state: State,
     insn: Instruction,
@@ -177,7 +158,19 @@ struct Maker<'a> {
     narrow: bool,
 }
 
+impl<'a> Maker<'a> {
+    fn new(code: Code, bits: u32, rng: &'a mut Rng) -> Self {
+        let (state, insn) = (State::default(), Instruction::default());
+        Self { code, bits, rng, state, insn, fixed: Vec::new(), narrow: bits == 32 }
+    }
+}
+
 impl Maker<'_> {
+    /// General and XMM registers there are.
+    fn registers(&self) -> u64 {
+        if self.bits == 64 { 16 } else { 8 }
+    }
+
     fn randomize(&mut self) {
         let s = &mut self.state;
         let r = &mut *self.rng;
@@ -193,7 +186,11 @@ impl Maker<'_> {
             *v = extended(r);
         }
         s.gpr[4] = DATA + 0x700 + 8 * r.below(64);
-        self.narrow = r.once_in(4);
+        self.narrow = self.bits == 32 || r.once_in(4);
+        if self.bits == 32 {
+            s.gpr[8..].fill(0);
+            s.xmm[8..].fill(0);
+        }
     }
 
     /// Encodes; the state is adjusted to the operands.
@@ -205,12 +202,15 @@ impl Maker<'_> {
         }
         self.repeat();
         self.adjust()?;
-        let mut e = Encoder::new(64);
+        if self.bits == 32 {
+            self.state.gpr = self.state.gpr.map(|v| v & 0xffff_ffff);
+        }
+        let mut e = Encoder::new(self.bits);
         let len = e.encode(&self.insn, INSN).map_err(|e| e.to_string())?;
         let bytes = e.take_buffer();
-        self.insn = Decoder::with_ip(64, &bytes, INSN, DecoderOptions::NONE).decode();
+        self.insn = Decoder::with_ip(self.bits, &bytes, INSN, DecoderOptions::NONE).decode();
         if self.insn.code() != self.code || self.insn.len() != len {
-            return Err(format!("its encoding decodes as {:?}", self.insn.code()));
+            return Err(format!("{:?}: its encoding decodes as {:?}", self.code, self.insn.code()));
         }
         Ok(bytes)
     }
@@ -237,16 +237,20 @@ impl Maker<'_> {
             {
                 self.memory(n, false)
             }
-            K::r8_or_mem | K::r8_reg | K::r8_opcode => self.any(n, R::AL, 20),
-            K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => self.any(n, R::AX, 16),
+            K::r8_or_mem | K::r8_reg | K::r8_opcode => {
+                self.any(n, R::AL, if self.bits == 64 { 20 } else { 8 })
+            }
+            K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => {
+                self.any(n, R::AX, self.registers())
+            }
             K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
-                self.any(n, R::EAX, 16)
+                self.any(n, R::EAX, self.registers())
             }
             K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
-                self.any(n, R::RAX, 16)
+                self.any(n, R::RAX, self.registers())
             }
             K::mm_or_mem | K::mm_reg | K::mm_rm => self.any(n, R::MM0, 8),
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv => self.any(n, R::XMM0, 16),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv => self.any(n, R::XMM0, self.registers()),
             K::al => self.register(n, R::AL),
             K::cl => self.register(n, R::CL),
             K::ax => self.register(n, R::AX),
@@ -267,12 +271,16 @@ impl Maker<'_> {
                 self.insn.set_op_kind(n, OpKind::NearBranch64);
                 self.insn.set_near_branch64(TAKEN);
             }
+            K::br32_1 | K::br32_4 if self.bits == 32 => {
+                self.insn.set_op_kind(n, OpKind::NearBranch32);
+                self.insn.set_near_branch32(TAKEN as u32);
+            }
             K::seg_rSI => self.string_pointer(n, OpKind::MemorySegRSI, OpKind::MemorySegESI, 6),
             K::es_rDI => self.string_pointer(n, OpKind::MemoryESRDI, OpKind::MemoryESEDI, 7),
             K::seg_rDI => self.string_pointer(n, OpKind::MemorySegRDI, OpKind::MemorySegEDI, 7),
             K::seg_rBX_al => {
                 self.insn.set_op_kind(n, OpKind::Memory);
-                self.insn.set_memory_base(R::RBX);
+                self.insn.set_memory_base(if self.bits == 64 { R::RBX } else { R::EBX });
                 self.insn.set_memory_index(R::AL);
                 self.state.gpr[3] = DATA + 0x400 + self.rng.below(0x700);
             }
@@ -341,17 +349,14 @@ impl Maker<'_> {
         let at = self.place();
         let i = &mut self.insn;
         i.set_op_kind(n, OpKind::Memory);
+        let wide = if self.bits == 64 { 8 } else { 4 };
         let way = if moffs { 3 } else { self.rng.below(8) };
         match way {
-            3 if moffs => {
-                i.set_memory_displ_size(if self.rng.once_in(3) { 4 } else { 8 });
-                i.set_memory_displacement64(at);
-            }
             3 => {
-                i.set_memory_displ_size(8);
+                i.set_memory_displ_size(if moffs && self.rng.once_in(3) { 4 } else { wide });
                 i.set_memory_displacement64(at);
             }
-            4 => {
+            4 if self.bits == 64 => {
                 i.set_memory_base(Register::RIP);
                 i.set_memory_displ_size(8);
                 i.set_memory_displacement64(at);
@@ -362,10 +367,10 @@ impl Maker<'_> {
 
     /// Base, maybe index, displacement; with 32-bit addresses when `way` is 5.
     fn based(&mut self, at: u64, way: u64) {
-        let narrow = way == 5;
+        let narrow = way == 5 || self.bits == 32;
         let first = if narrow { Register::EAX } else { Register::RAX };
         let pick = |k: usize| Register::try_from(first as usize + k).unwrap_or(first);
-        let base = self.rng.below(16) as usize;
+        let base = self.rng.below(self.registers()) as usize;
         let disp = match self.rng.below(3) {
             0 => 0i64,
             1 => i64::from(self.rng.next() as i8),
@@ -374,7 +379,7 @@ impl Maker<'_> {
         // RSP stays inside the window, for what uses the stack as well.
         let disp = if base == 4 { at.wrapping_sub(self.state.gpr[4]) as i64 } else { disp };
         let mut rest = at.wrapping_sub(disp as u64);
-        let index = self.rng.below(16) as usize;
+        let index = self.rng.below(self.registers()) as usize;
         if way > 5 && index != 4 && base != 4 && index != base {
             let scale = self.rng.below(4);
             self.insn.set_memory_index(pick(index));
@@ -399,7 +404,7 @@ impl Maker<'_> {
     fn string_pointer(&mut self, n: u32, wide: OpKind, narrow: OpKind, reg: usize) {
         self.insn.set_op_kind(n, if self.narrow { narrow } else { wide });
         let at = DATA + 0x400 + self.rng.below(0x800);
-        self.state.gpr[reg] = if self.narrow { at | self.rng.next() << 32 } else { at };
+        self.state.gpr[reg] = if self.narrow && self.bits == 64 { at | self.rng.next() << 32 } else { at };
     }
 
     /// Sometimes a REP prefix, where allowed, with a small count.
@@ -414,7 +419,8 @@ impl Maker<'_> {
             _ => return,
         }
         let count = self.rng.below(12);
-        self.state.gpr[1] = if self.narrow { count | self.rng.next() << 32 } else { count };
+        self.state.gpr[1] =
+            if self.narrow && self.bits == 64 { count | self.rng.next() << 32 } else { count };
     }
 
     fn code_is_string(&self) -> bool {

@@ -3,7 +3,9 @@
 //! `RETROVISOR_ORACLE_CASES` cases a form (200), from `RETROVISOR_ORACLE_SEED` (1), of the forms whose name contains
 //! `RETROVISOR_ORACLE_ROW`. A failure prints the seed of its case.
 
-use iced_x86::{Code, CpuidFeature as F, Instruction, Mnemonic as M, RflagsBits as R};
+use iced_x86::{
+    Code, CpuidFeature as F, Instruction, Mnemonic as M, OpCodeOperandKind as K, RflagsBits as R,
+};
 use retrovisor_core::isa;
 use retrovisor_tests::native::Native;
 use retrovisor_tests::random::{Case, Rng, case};
@@ -12,10 +14,16 @@ use retrovisor_tests::{Outcome, State};
 use std::collections::BTreeMap;
 
 /// Why a form is not compared with the host.
-fn excluded(code: Code) -> Option<&'static str> {
+fn excluded(code: Code, bits: u32) -> Option<&'static str> {
     let op = code.op_code();
+    let far = |k| matches!(k, K::mem | K::farbr2_2 | K::farbr4_2);
     Some(match code.mnemonic() {
-        _ if !op.mode64() => "not in 64-bit mode (see tests/insn)",
+        _ if bits == 64 && !op.mode64() => "not in 64-bit mode",
+        _ if bits == 32 && !op.mode32() => "not in 32-bit mode",
+        M::Jmp | M::Call if far(op.op_kind(0)) => "segments",
+        M::Jmp | M::Call | M::Ret if bits == 32 && op.operand_size() == 16 => {
+            "branches to below 64 KiB (see tests/insn)"
+        }
         _ if op.is_privileged() => "privileged",
         M::Syscall
         | M::Sysenter
@@ -33,12 +41,19 @@ fn excluded(code: Code) -> Option<&'static str> {
         }
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => "port I/O",
         M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => "system flags",
-        M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw => {
+        M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => {
             "system tables"
         }
-        M::Retf | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Lfs | M::Lgs | M::Lss => {
-            "segments"
-        }
+        M::Retf
+        | M::Rdfsbase
+        | M::Rdgsbase
+        | M::Wrfsbase
+        | M::Wrgsbase
+        | M::Lfs
+        | M::Lgs
+        | M::Lss
+        | M::Lds
+        | M::Les => "segments",
         M::Fxsave
         | M::Fxsave64
         | M::Fxrstor
@@ -176,14 +191,23 @@ fn differences(host: &State, ours: &State, flags: u64) -> Vec<String> {
 }
 
 /// Runs one case both ways; `Err` describes the difference.
-fn compare(c: &Case, native: &mut Native, small: &mut Small, reference: bool) -> Result<(), String> {
+fn compare(
+    c: &Case,
+    bits: u32,
+    native: &mut Native,
+    small: &mut Small,
+    reference: bool,
+) -> Result<(), String> {
     let flags = if reference { u64::MAX } else { !undefined_flags(&c.insn) };
     if !reference && undefined_result(c) {
         return Ok(());
     }
     let (mut host, mut host_data) = (c.state, c.data);
     let (mut ours, mut our_data) = (c.state, c.data);
-    let h = native.run(&c.bytes, &mut host, &mut host_data);
+    let h = match bits {
+        64 => native.run(&c.bytes, &mut host, &mut host_data),
+        _ => native.run32(&c.bytes, &mut host, &mut host_data),
+    };
     let (o, exception) = small.run(&c.bytes, &mut ours, &mut our_data);
     let mut lines = Vec::new();
     if h != o {
@@ -213,18 +237,22 @@ fn rep_fault(c: &Case, o: Outcome) -> bool {
     o != Outcome::Retired && (c.insn.has_rep_prefix() || c.insn.has_repne_prefix())
 }
 
-#[test]
-fn test_every_user_level_row_agrees_with_the_host() {
+/// Compares every row in `bits`-bit code; panics with all that differ.
+fn sweep(bits: u32, size: CodeSize) {
     let cases = env("RETROVISOR_ORACLE_CASES", 200);
     let seed = env("RETROVISOR_ORACLE_SEED", 1);
     let only = std::env::var("RETROVISOR_ORACLE_ROW").unwrap_or_default();
     let mut native = Native::new().expect("host set-up");
-    let mut small = Small::new(CodeSize::Bits64).expect("memory");
+    if bits == 32 && !native.has_32_bit_code() {
+        println!("skipped: this kernel does not run 32-bit code");
+        return;
+    }
+    let mut small = Small::new(size).expect("memory");
     let reference = is_reference_host();
     let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
     let (mut compared, mut failures) = (0, Vec::new());
     for row in isa::rows().filter(|r| format!("{:?}", r.code).contains(&only)) {
-        let reason = excluded(row.code)
+        let reason = excluded(row.code, bits)
             .map(str::to_string)
             .or_else(|| missing(row.code).map(|f| format!("the host is not known to have {f:?}")));
         if let Some(reason) = reason {
@@ -234,10 +262,10 @@ fn test_every_user_level_row_agrees_with_the_host() {
         let mut made = 0;
         for n in 0..cases {
             let s = seed_of(seed, row.code, n);
-            match case(row.code, &mut Rng(s)) {
+            match case(row.code, bits, &mut Rng(s)) {
                 Ok(c) => {
                     made += 1;
-                    if let Err(e) = compare(&c, &mut native, &mut small, reference) {
+                    if let Err(e) = compare(&c, bits, &mut native, &mut small, reference) {
                         failures.push(format!("{:?}, case {n} of seed {seed}:\n    {e}", row.code));
                         break;
                     }
@@ -251,10 +279,20 @@ fn test_every_user_level_row_agrees_with_the_host() {
         compared += usize::from(made > 0);
     }
     drop(native);
-    println!("{compared} forms compared, {cases} cases each; reference host: {reference}");
+    println!("{bits}-bit code: {compared} forms compared, {cases} cases each; reference host: {reference}");
     for (reason, n) in &skipped {
         println!("  {n} not compared: {reason}");
     }
     assert!(failures.is_empty(), "{} forms differ:\n{}", failures.len(), failures.join("\n"));
     assert!(compared > 0 || !only.is_empty(), "nothing was compared");
+}
+
+#[test]
+fn test_every_user_level_row_agrees_with_the_host_in_64_bit_code() {
+    sweep(64, CodeSize::Bits64)
+}
+
+#[test]
+fn test_every_user_level_row_agrees_with_the_host_in_32_bit_code() {
+    sweep(32, CodeSize::Bits32)
 }

@@ -10,7 +10,11 @@ use retrovisor_core::vcpu::flags::bit;
 use retrovisor_core::vcpu::{Seg, cr0, cr4, gpr};
 
 /// Executes `code` at both levels, with `setup` and `check` told the CPL.
-fn both(code: &[u8], setup: impl Fn(&mut Machine, u8), check: impl Fn(&mut Machine, Result<(), Exception>, u8)) {
+fn both(
+    code: &[u8],
+    setup: impl Fn(&mut Machine, u8),
+    check: impl Fn(&mut Machine, Result<(), Exception>, u8),
+) {
     for cpl in [0, 3] {
         let mut m = Machine::protected(cpl, code);
         setup(&mut m, cpl);
@@ -27,15 +31,19 @@ fn stores(code: &[u8], check: impl Fn(&Machine)) {
         assert_eq!(r, Ok(()));
         check(m);
     });
-    both(code, |m, _| m.cpu.cr4 |= cr4::UMIP, |m, r, cpl| {
-        if cpl == 0 {
-            assert_eq!(r, Ok(()));
-            check(m);
-        } else {
-            assert_eq!(r, Err(Exception::gp(0)));
-            assert_eq!(m.cpu.rip, CODE);
-        }
-    });
+    both(
+        code,
+        |m, _| m.cpu.cr4 |= cr4::UMIP,
+        |m, r, cpl| {
+            if cpl == 0 {
+                assert_eq!(r, Ok(()));
+                check(m);
+            } else {
+                assert_eq!(r, Err(Exception::gp(0)));
+                assert_eq!(m.cpu.rip, CODE);
+            }
+        },
+    );
 }
 
 #[test]
@@ -75,20 +83,28 @@ fn test_smsw() {
 
 #[test]
 fn test_pushf_shows_real_iopl_and_if_and_hides_rf_vm() {
-    both(&[0x9c], |m, _| m.cpu.flags.0 |= bit::IF | bit::IOPL & (1 << 12) | bit::RF, |m, r, _| {
-        assert_eq!(r, Ok(()));
-        assert_eq!(u64::from(m.stack(0)), 2 | bit::IF | 1 << 12);
-    });
+    both(
+        &[0x9c],
+        |m, _| m.cpu.flags.0 |= bit::IF | bit::IOPL & (1 << 12) | bit::RF,
+        |m, r, _| {
+            assert_eq!(r, Ok(()));
+            assert_eq!(u64::from(m.stack(0)), 2 | bit::IF | 1 << 12);
+        },
+    );
 }
 
 #[test]
 fn test_popf_ignores_if_and_iopl_without_privilege() {
     let image = (bit::IF | bit::IOPL | bit::CF | bit::VM | bit::RF | bit::VIF | bit::VIP | 2) as u32;
-    both(&[0x9d], |m, _| m.put(m.cpu.gpr[gpr::RSP], image), |m, r, cpl| {
-        assert_eq!(r, Ok(()));
-        let expect = if cpl == 0 { bit::IF | bit::IOPL } else { 0 };
-        assert_eq!(m.cpu.flags.0, 2 | bit::CF | expect);
-    });
+    both(
+        &[0x9d],
+        |m, _| m.put(m.cpu.gpr[gpr::RSP], image),
+        |m, r, cpl| {
+            assert_eq!(r, Ok(()));
+            let expect = if cpl == 0 { bit::IF | bit::IOPL } else { 0 };
+            assert_eq!(m.cpu.flags.0, 2 | bit::CF | expect);
+        },
+    );
     // IOPL 3: IF can be changed at CPL 3, IOPL still not.
     let mut m = Machine::protected(3, &[0x9d]);
     m.cpu.flags.0 |= bit::IOPL;
@@ -161,15 +177,19 @@ fn test_push_segment_shows_cpl() {
 
 #[test]
 fn test_pop_segment() {
-    both(&[0x07], |m, _| m.put(m.cpu.gpr[gpr::RSP], u32::from(sel::DATA0)), |m, r, cpl| {
-        if cpl == 0 {
-            assert_eq!((r, m.selector(Seg::Es)), (Ok(()), sel::DATA0));
-            assert_eq!(m.cpu.gpr[gpr::RSP], STACK0 + 4);
-        } else {
-            assert_eq!((r, m.selector(Seg::Es)), (Err(Exception::gp(0x10)), sel::DATA3));
-            assert_eq!(m.cpu.gpr[gpr::RSP], STACK3);
-        }
-    });
+    both(
+        &[0x07],
+        |m, _| m.put(m.cpu.gpr[gpr::RSP], u32::from(sel::DATA0)),
+        |m, r, cpl| {
+            if cpl == 0 {
+                assert_eq!((r, m.selector(Seg::Es)), (Ok(()), sel::DATA0));
+                assert_eq!(m.cpu.gpr[gpr::RSP], STACK0 + 4);
+            } else {
+                assert_eq!((r, m.selector(Seg::Es)), (Err(Exception::gp(0x10)), sel::DATA3));
+                assert_eq!(m.cpu.gpr[gpr::RSP], STACK3);
+            }
+        },
+    );
 }
 
 #[test]
@@ -265,46 +285,64 @@ fn test_far_jump() {
 #[test]
 fn test_int_n() {
     // DPL 3 gate: allowed at both levels; a trap gate leaves IF alone.
-    both(&[0xcd, 0x80], |m, _| m.cpu.flags.0 |= bit::IF, |m, r, cpl| {
-        assert_eq!((r, m.cpu.rip, m.cpu.mode.cpl), (Ok(()), HANDLER + 16 * 0x80, 0));
-        assert!(m.flag(bit::IF));
-        assert_eq!(m.stack(0), CODE as u32 + 2);
-        assert_eq!(m.stack(1) & 3, u32::from(cpl));
-        assert_eq!(m.stack(2), (2 | bit::IF) as u32);
-        if cpl == 3 {
-            assert_eq!((m.stack(3), m.stack(4)), (STACK3 as u32, sel::DATA3.into()));
-        }
-    });
+    both(
+        &[0xcd, 0x80],
+        |m, _| m.cpu.flags.0 |= bit::IF,
+        |m, r, cpl| {
+            assert_eq!((r, m.cpu.rip, m.cpu.mode.cpl), (Ok(()), HANDLER + 16 * 0x80, 0));
+            assert!(m.flag(bit::IF));
+            assert_eq!(m.stack(0), CODE as u32 + 2);
+            assert_eq!(m.stack(1) & 3, u32::from(cpl));
+            assert_eq!(m.stack(2), (2 | bit::IF) as u32);
+            if cpl == 3 {
+                assert_eq!((m.stack(3), m.stack(4)), (STACK3 as u32, sel::DATA3.into()));
+            }
+        },
+    );
     // DPL 0 gate: #GP naming the IDT entry, EXT clear.
-    both(&[0xcd, 0x30], |m, _| m.cpu.flags.0 |= bit::IF, |m, r, cpl| {
-        if cpl == 0 {
-            assert_eq!((r, m.flag(bit::IF)), (Ok(()), false));
-        } else {
-            assert_eq!((r, m.cpu.rip), (Err(Exception::gp(0x30 << 3 | 2)), CODE));
-        }
-    });
+    both(
+        &[0xcd, 0x30],
+        |m, _| m.cpu.flags.0 |= bit::IF,
+        |m, r, cpl| {
+            if cpl == 0 {
+                assert_eq!((r, m.flag(bit::IF)), (Ok(()), false));
+            } else {
+                assert_eq!((r, m.cpu.rip), (Err(Exception::gp(0x30 << 3 | 2)), CODE));
+            }
+        },
+    );
 }
 
 #[test]
 fn test_far_return() {
     let frame = |m: &mut Machine, cs: u16| {
         let sp = m.cpu.gpr[gpr::RSP];
-        for (n, v) in [0x4321, u32::from(cs), STACK3 as u32 - 0x100, sel::DATA3.into()].into_iter().enumerate() {
+        for (n, v) in
+            [0x4321, u32::from(cs), STACK3 as u32 - 0x100, sel::DATA3.into()].into_iter().enumerate()
+        {
             m.put(sp + 4 * n as u64, v);
         }
     };
     // To CPL 3: the outer stack is loaded, ring-0 data segments are nulled.
-    both(&[0xcb], |m, _| frame(m, sel::CODE3), |m, r, cpl| {
-        assert_eq!((r, m.cpu.rip, m.cpu.mode.cpl), (Ok(()), 0x4321, 3));
-        if cpl == 0 {
-            assert_eq!((m.cpu.gpr[gpr::RSP], m.selector(Seg::Ds)), (STACK3 - 0x100, 0));
-        } else {
-            assert_eq!((m.cpu.gpr[gpr::RSP], m.selector(Seg::Ds)), (STACK3 + 8, sel::DATA3));
-        }
-    });
+    both(
+        &[0xcb],
+        |m, _| frame(m, sel::CODE3),
+        |m, r, cpl| {
+            assert_eq!((r, m.cpu.rip, m.cpu.mode.cpl), (Ok(()), 0x4321, 3));
+            if cpl == 0 {
+                assert_eq!((m.cpu.gpr[gpr::RSP], m.selector(Seg::Ds)), (STACK3 - 0x100, 0));
+            } else {
+                assert_eq!((m.cpu.gpr[gpr::RSP], m.selector(Seg::Ds)), (STACK3 + 8, sel::DATA3));
+            }
+        },
+    );
     // To CPL 0: never from CPL 3.
-    both(&[0xcb], |m, _| frame(m, sel::CODE0), |m, r, cpl| {
-        let expect = if cpl == 0 { Ok(()) } else { Err(Exception::gp(8)) };
-        assert_eq!((r, m.cpu.mode.cpl), (expect, cpl));
-    });
+    both(
+        &[0xcb],
+        |m, _| frame(m, sel::CODE0),
+        |m, r, cpl| {
+            let expect = if cpl == 0 { Ok(()) } else { Err(Exception::gp(8)) };
+            assert_eq!((r, m.cpu.mode.cpl), (expect, cpl));
+        },
+    );
 }

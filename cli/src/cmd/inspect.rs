@@ -41,7 +41,6 @@ fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> 
     let trace = Trace::open(&a.trace)?;
     let replay = Replay::new(&trace, VerifyOptions::default(), output)?;
     let around = Around {
-        gdb: a.debug.gdb.as_deref(),
         options: Options { freeze: a.debug.freeze, read_only: true },
         console: false,
     };

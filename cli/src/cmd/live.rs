@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What surrounds the machine.
-pub struct Around<'a> {
-    pub gdb: Option<&'a str>,
+pub struct Around {
     pub options: Options,
     /// Standard input is the guest's serial console.
     pub console: bool,
@@ -37,7 +36,7 @@ pub fn bind(gdb: Option<&str>) -> Result<Option<GdbServer>> {
 }
 
 /// Runs `vm` in a session until it ends.
-pub fn session(vm: Vm, mailbox: &Arc<Mailbox>, server: Option<GdbServer>, around: &Around<'_>) -> Result<Ended> {
+pub fn session(vm: Vm, mailbox: &Arc<Mailbox>, server: Option<GdbServer>, around: &Around) -> Result<Ended> {
     let interrupt = Arc::clone(mailbox);
     let session = Session::spawn(vm, move || interrupt.interrupt(), around.options)?;
     let quit = Arc::new(AtomicU8::new(NO_QUIT));
@@ -67,7 +66,7 @@ const NO_QUIT: u8 = u8::MAX;
 fn console(
     session: &Session,
     mailbox: &Arc<Mailbox>,
-    around: &Around<'_>,
+    around: &Around,
     quit: &Arc<AtomicU8>,
 ) -> Result<Console> {
     let (handle, code) = (session.handle(), Arc::clone(quit));

@@ -42,7 +42,6 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     };
     let vm = Vm::new(machine, images, input, output)?;
     let around = Around {
-        gdb: a.debug.gdb.as_deref(),
         options: Options { freeze: a.debug.freeze, read_only: false },
         console: serial == Serial::Stdio,
     };

@@ -54,7 +54,9 @@ crate::impl_state!(AcpiPm, "acpi-pm", 1, {
 });
 
 impl Default for AcpiPm {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl AcpiPm {
@@ -78,10 +80,14 @@ impl AcpiPm {
     }
 
     /// The free-running 24-bit timer.
-    pub fn timer(now: GuestTime) -> u32 { CLOCK.ticks(now) as u32 & 0x00ff_ffff }
+    pub fn timer(now: GuestTime) -> u32 {
+        CLOCK.ticks(now) as u32 & 0x00ff_ffff
+    }
 
     /// The power button was pressed.
-    pub fn press_power_button(&mut self) { self.status |= pm1::POWER_BUTTON; }
+    pub fn press_power_button(&mut self) {
+        self.status |= pm1::POWER_BUTTON;
+    }
 
     /// Level of the SCI.
     pub fn sci(&self) -> bool {
@@ -91,7 +97,9 @@ impl AcpiPm {
     }
 
     /// When the timer's status bit next interrupts.
-    pub fn deadline(&self) -> Option<GuestTime> { self.next }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.next
+    }
 
     /// Sets the timer status if bit 23 toggled by `now`.
     pub fn expire(&mut self, now: GuestTime) {
@@ -105,7 +113,9 @@ impl AcpiPm {
     }
 
     /// Whether a read at `offset` depends on the time.
-    pub fn reads_time(offset: u16) -> bool { matches!(offset, 0 | 1 | 8..=11) }
+    pub fn reads_time(offset: u16) -> bool {
+        matches!(offset, 0 | 1 | 8..=11)
+    }
 
     /// Reads the byte at `offset` from the block's base.
     pub fn read(&mut self, offset: u16, now: GuestTime) -> u8 {
@@ -154,7 +164,9 @@ impl AcpiPm {
     }
 
     /// Reads port 0xB2 (0) or 0xB3 (1).
-    pub fn read_apm(&self, n: u16) -> u8 { self.apm[usize::from(n & 1)] }
+    pub fn read_apm(&self, n: u16) -> u8 {
+        self.apm[usize::from(n & 1)]
+    }
 
     /// Writes port 0xB2 or 0xB3. What firmware's SMI handler would do for the ACPI commands happens here.
     pub fn write_apm(&mut self, n: u16, v: u8) {
@@ -164,5 +176,73 @@ impl AcpiPm {
             (0, ACPI_DISABLE) => self.control &= !control::SCI_EN,
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read16(p: &mut AcpiPm, o: u16, now: GuestTime) -> u16 {
+        u16::from_le_bytes([p.read(o, now), p.read(o + 1, now)])
+    }
+
+    fn write16(p: &mut AcpiPm, o: u16, v: u16, now: GuestTime) -> bool {
+        let [l, h] = v.to_le_bytes();
+        p.write(o, l, now) | p.write(o + 1, h, now)
+    }
+
+    #[test]
+    fn pm_timer_runs_at_3_579545_mhz_in_24_bits() {
+        assert_eq!(AcpiPm::timer(GuestTime(1_000_000_000)), 3_579_545);
+        let wrap = CLOCK.time_of(1 << 24);
+        assert_eq!((AcpiPm::timer(wrap), AcpiPm::timer(GuestTime(wrap.0 - 1))), (0, 0xff_ffff));
+    }
+
+    #[test]
+    fn pm_timer_overflow_raises_the_sci() {
+        let mut p = AcpiPm::new();
+        p.write_apm(0, ACPI_ENABLE);
+        write16(&mut p, 2, pm1::TIMER, GuestTime(0));
+        let half = CLOCK.time_of(1 << 23);
+        assert_eq!(p.deadline(), Some(half));
+        p.expire(half);
+        assert!(p.sci());
+        assert_eq!(p.deadline(), None);
+        write16(&mut p, 0, pm1::TIMER, half);
+        assert!(!p.sci());
+        assert_eq!(p.deadline(), Some(CLOCK.time_of(1 << 24)));
+    }
+
+    #[test]
+    fn pm_power_button_needs_enable_and_acpi_mode() {
+        let mut p = AcpiPm::new();
+        let t = GuestTime(5);
+        p.press_power_button();
+        assert_eq!(read16(&mut p, 0, t), pm1::POWER_BUTTON);
+        write16(&mut p, 2, pm1::POWER_BUTTON, t);
+        assert!(!p.sci(), "legacy mode");
+        p.write_apm(0, ACPI_ENABLE);
+        assert!(p.sci());
+        assert_eq!(read16(&mut p, 4, t), 1);
+        write16(&mut p, 0, pm1::POWER_BUTTON, t);
+        assert!(!p.sci());
+        p.write_apm(0, ACPI_DISABLE);
+        assert_eq!(read16(&mut p, 4, t), 0);
+    }
+
+    #[test]
+    fn pm_sleep_enable_with_s5_powers_off() {
+        let mut p = AcpiPm::new();
+        let t = GuestTime(0);
+        assert!(!write16(&mut p, 4, S5 << 10, t), "the type alone does nothing");
+        assert!(write16(&mut p, 4, S5 << 10 | control::SLP_EN, t));
+        assert!(!write16(&mut p, 4, 5 << 10 | control::SLP_EN, t), "another state");
+        assert_eq!(read16(&mut p, 4, t) & control::SLP_EN, 0, "write-only");
+    }
+
+    #[test]
+    fn pm_invalid_offset_reads_zero() {
+        assert_eq!(AcpiPm::new().read(0x30, GuestTime(9)), 0);
     }
 }

@@ -55,10 +55,14 @@ impl Civil {
 }
 
 /// Two decimal digits.
-pub fn to_bcd(v: u8) -> u8 { v / 10 % 10 << 4 | v % 10 }
+pub fn to_bcd(v: u8) -> u8 {
+    ((v / 10 % 10) << 4) | (v % 10)
+}
 
 /// The value of two decimal digits (digits above nine carry over).
-pub fn from_bcd(v: u8) -> u8 { (v >> 4) * 10 + (v & 15) }
+pub fn from_bcd(v: u8) -> u8 {
+    (v >> 4) * 10 + (v & 15)
+}
 
 #[cfg(test)]
 mod tests {

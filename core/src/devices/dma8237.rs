@@ -18,7 +18,9 @@ struct Controller {
 crate::impl_field!(Controller { base, current, high, command, request, mode, mask });
 
 impl Controller {
-    fn new() -> Self { Self { mask: 0x0f, ..Self::default() } }
+    fn new() -> Self {
+        Self { mask: 0x0f, ..Self::default() }
+    }
 
     fn read(&mut self, r: u8) -> u8 {
         match r & 15 {
@@ -69,17 +71,25 @@ pub struct Dma {
 crate::impl_state!(Dma, "dma8237", 1, { controllers, pages });
 
 impl Default for Dma {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Dma {
-    pub fn new() -> Self { Self { controllers: [Controller::new(), Controller::new()], pages: [0; 16] } }
+    pub fn new() -> Self {
+        Self { controllers: [Controller::new(), Controller::new()], pages: [0; 16] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// The last POST code.
-    pub fn post_code(&self) -> u8 { self.pages[0] }
+    pub fn post_code(&self) -> u8 {
+        self.pages[0]
+    }
 
     /// Reads port 0x00..=0x0F, 0x80..=0x8F or 0xC0..=0xDF.
     pub fn read(&mut self, port: u16) -> u8 {
@@ -99,5 +109,43 @@ impl Dma {
             0xc0..=0xdf => self.controllers[1].write((port as u8 & 0x1f) >> 1, v),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dma_count_reads_back_through_the_flip_flop() {
+        let mut d = Dma::new();
+        d.write(0x0c, 0);
+        d.write(0x03, 0x34);
+        d.write(0x03, 0x12);
+        assert_eq!((d.read(0x03), d.read(0x03)), (0x34, 0x12));
+        d.write(0xd8, 0);
+        d.write(0xc0, 0xaa);
+        d.write(0xd8, 0);
+        assert_eq!(d.read(0xc0), 0xaa);
+    }
+
+    #[test]
+    fn dma_masks_follow_single_and_all_mask_writes() {
+        let mut d = Dma::new();
+        assert_eq!(d.read(0x0f), 0xff);
+        d.write(0x0a, 0x02);
+        assert_eq!(d.read(0x0f), 0xfb);
+        d.write(0x0e, 0);
+        assert_eq!(d.read(0x0f), 0xf0);
+        d.write(0x0d, 0);
+        assert_eq!(d.read(0x0f), 0xff);
+    }
+
+    #[test]
+    fn page_registers_hold_post_codes() {
+        let mut d = Dma::new();
+        d.write(0x80, 0x5a);
+        d.write(0x87, 0x11);
+        assert_eq!((d.post_code(), d.read(0x80), d.read(0x87)), (0x5a, 0x5a, 0x11));
     }
 }

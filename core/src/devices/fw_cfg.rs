@@ -86,7 +86,9 @@ impl FwCfg {
     }
 
     /// Byte `n` of the DMA address register.
-    pub fn read_dma(&self, n: u16) -> u8 { DMA_SIGNATURE[usize::from(n & 7)] }
+    pub fn read_dma(&self, n: u16) -> u8 {
+        DMA_SIGNATURE[usize::from(n & 7)]
+    }
 
     /// Writes half of the (big-endian) DMA address: 0 the high half, 1 the low half, which starts the transfer.
     pub fn write_dma(&mut self, half: u8, v: u32, mem: &mut Memory) {
@@ -168,4 +170,85 @@ fn e820(low: u64, high: u64) -> Vec<u8> {
         }
     }
     v
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn device() -> FwCfg {
+        FwCfg::new(4 << 30, 3 << 30, 2)
+    }
+
+    fn read<const N: usize>(f: &mut FwCfg, key: u16) -> [u8; N] {
+        f.select(key);
+        [0; N].map(|_| f.read())
+    }
+
+    #[test]
+    fn fw_cfg_items() {
+        let mut f = device();
+        assert_eq!(&read::<4>(&mut f, key::SIGNATURE), b"QEMU");
+        assert_eq!(read::<4>(&mut f, key::ID), [3, 0, 0, 0]);
+        assert_eq!(read::<2>(&mut f, key::CPUS), [2, 0]);
+        assert_eq!(u64::from_le_bytes(read(&mut f, key::RAM_SIZE)), 4 << 30);
+    }
+
+    #[test]
+    fn fw_cfg_unknown_key_and_past_end_read_zero() {
+        let mut f = device();
+        assert_eq!(read::<4>(&mut f, 0x1234), [0; 4]);
+        assert_eq!(read::<4>(&mut f, key::CPUS), [2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn fw_cfg_directory_names_the_memory_map() {
+        let mut f = device();
+        let d: [u8; 68] = read(&mut f, key::DIRECTORY);
+        assert_eq!(d[..4], [0, 0, 0, 1]);
+        assert_eq!(d[4..8], [0, 0, 0, 40]);
+        assert_eq!(&d[12..20], b"etc/e820");
+        let file = u16::from_be_bytes([d[8], d[9]]);
+        let e: [u8; 40] = read(&mut f, file);
+        assert_eq!(u64::from_le_bytes(e[20..28].try_into().unwrap()), 1 << 32);
+        assert_eq!(u64::from_le_bytes(e[28..36].try_into().unwrap()), 1 << 30);
+    }
+
+    fn descriptor(control: u32, length: u32, to: u64) -> Vec<u8> {
+        [&control.to_be_bytes()[..], &length.to_be_bytes(), &to.to_be_bytes()].concat()
+    }
+
+    fn run(f: &mut FwCfg, mem: &mut Memory, d: &[u8]) -> u32 {
+        mem.write_phys(Gpa(0x1000), d);
+        f.write_dma(0, 0, mem);
+        f.write_dma(1, 0x1000u32.to_be(), mem);
+        let mut b = [0; 4];
+        mem.read_phys(Gpa(0x1000), &mut b);
+        u32::from_be_bytes(b)
+    }
+
+    #[test]
+    fn fw_cfg_dma_selects_and_reads() {
+        let (mut f, mut mem) = (device(), Memory::new(1 << 20, 0).unwrap());
+        let control = u32::from(key::SIGNATURE) << 16 | dma::SELECT | dma::READ;
+        assert_eq!(run(&mut f, &mut mem, &descriptor(control, 4, 0x2000)), 0);
+        let mut b = [0; 4];
+        mem.read_phys(Gpa(0x2000), &mut b);
+        assert_eq!(&b, b"QEMU");
+        assert_eq!(f.read(), 0, "the position moved on");
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|n| f.read_dma(n)), DMA_SIGNATURE);
+    }
+
+    #[test]
+    fn fw_cfg_dma_invalid_transfers_report_errors() {
+        let (mut f, mut mem) = (device(), Memory::new(1 << 20, 0).unwrap());
+        assert_eq!(
+            run(&mut f, &mut mem, &descriptor(dma::READ, u32::MAX, 0x2000)),
+            dma::ERROR,
+            "past memory"
+        );
+        assert_eq!(run(&mut f, &mut mem, &descriptor(dma::WRITE, 4, 0x2000)), dma::ERROR, "read-only");
+        assert_eq!(run(&mut f, &mut mem, &descriptor(dma::READ, 4, u64::MAX)), dma::ERROR);
+    }
 }

@@ -53,7 +53,9 @@ crate::impl_state!(I8042, "i8042", 1, {
 });
 
 impl Default for I8042 {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl I8042 {
@@ -70,10 +72,14 @@ impl I8042 {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Scan codes (set 1) arrive from the keyboard's keys.
-    pub fn keys(&mut self, bytes: &[u8]) { self.keyboard.press(bytes); }
+    pub fn keys(&mut self, bytes: &[u8]) {
+        self.keyboard.press(bytes);
+    }
 
     /// Moves the next waiting byte into the output buffer if that is free. Call after sampling the lines, so that
     /// the board sees them fall between two bytes.
@@ -84,11 +90,13 @@ impl I8042 {
         let translate = self.config & config::TRANSLATE != 0;
         let keyboard_on = self.config & config::KEYBOARD_OFF == 0;
         let aux_on = self.config & config::AUX_OFF == 0;
-        self.output = self
-            .reply
-            .take()
-            .or_else(|| self.keyboard.next(translate).filter(|_| keyboard_on).map(|b| (b, false)))
-            .or_else(|| if aux_on { self.mouse.next().map(|b| (b, true)) } else { None });
+        self.output = self.reply.take();
+        if self.output.is_none() && keyboard_on {
+            self.output = self.keyboard.next(translate).map(|b| (b, false));
+        }
+        if self.output.is_none() && aux_on {
+            self.output = self.mouse.next().map(|b| (b, true));
+        }
     }
 
     /// Level of IRQ1.
@@ -97,7 +105,9 @@ impl I8042 {
     }
 
     /// Level of IRQ12.
-    pub fn irq12(&self) -> bool { matches!(self.output, Some((_, true))) && self.config & config::AUX_IRQ != 0 }
+    pub fn irq12(&self) -> bool {
+        matches!(self.output, Some((_, true))) && self.config & config::AUX_IRQ != 0
+    }
 
     /// Port 0x64.
     pub fn read_status(&self) -> u8 {
@@ -112,7 +122,9 @@ impl I8042 {
     }
 
     /// Port 0x60: empties the output buffer. An empty one gives zero.
-    pub fn read_data(&mut self) -> u8 { self.output.take().map_or(0, |(b, _)| b) }
+    pub fn read_data(&mut self) -> u8 {
+        self.output.take().map_or(0, |(b, _)| b)
+    }
 
     /// Port 0x64: a controller command. `a20` is the gate's state, part of the output port.
     pub fn write_command(&mut self, v: u8, a20: bool) -> Option<Request> {
@@ -173,5 +185,161 @@ impl I8042 {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads all bytes there are, with the status each had.
+    fn drain(k: &mut I8042) -> Vec<u8> {
+        let mut v = Vec::new();
+        k.refill();
+        while k.read_status() & 1 != 0 {
+            v.push(k.read_data());
+            k.refill();
+        }
+        v
+    }
+
+    fn command(k: &mut I8042, c: u8) -> Vec<u8> {
+        assert_eq!(k.write_command(c, true), None);
+        drain(k)
+    }
+
+    fn keyboard(k: &mut I8042, c: u8) -> Vec<u8> {
+        k.write_data(c);
+        drain(k)
+    }
+
+    fn mouse(k: &mut I8042, c: u8) -> Vec<u8> {
+        k.write_command(0xd4, true);
+        k.write_data(c);
+        drain(k)
+    }
+
+    #[test]
+    fn i8042_self_tests_pass() {
+        let mut k = I8042::new();
+        assert_eq!(command(&mut k, 0xaa), [0x55]);
+        assert_eq!(command(&mut k, 0xab), [0x00]);
+        assert_eq!(command(&mut k, 0xa9), [0x00]);
+    }
+
+    #[test]
+    fn i8042_config_byte_reads_back() {
+        let mut k = I8042::new();
+        k.write_command(0x60, true);
+        assert_eq!(k.read_status() & 8, 8);
+        k.write_data(0x47);
+        assert_eq!(k.read_status() & 8, 0);
+        assert_eq!(command(&mut k, 0x20), [0x47]);
+        command(&mut k, 0xa7);
+        assert_eq!(command(&mut k, 0x20), [0x67]);
+    }
+
+    #[test]
+    fn i8042_output_port_drives_a20_and_reset() {
+        let mut k = I8042::new();
+        k.write_command(0xd1, true);
+        assert_eq!(k.write_data(0xdd), Some(Request::A20(false)));
+        k.write_command(0xd1, true);
+        assert_eq!(k.write_data(0xdf), Some(Request::A20(true)));
+        k.write_command(0xd1, true);
+        assert_eq!(k.write_data(0xde), Some(Request::Reset));
+        assert_eq!(k.write_command(0xfe, true), Some(Request::Reset));
+        assert_eq!(k.write_command(0xff, true), None);
+        assert_eq!(command(&mut k, 0xd0)[0] & 3, 3);
+    }
+
+    #[test]
+    fn i8042_keys_arrive_one_by_one_with_irq1() {
+        let mut k = I8042::new();
+        k.keys(&[0x1e, 0x9e]);
+        assert!(!k.irq1());
+        k.refill();
+        assert!(k.irq1() && !k.irq12());
+        assert_eq!(k.read_data(), 0x1e);
+        assert!(!k.irq1());
+        k.refill();
+        assert_eq!((k.irq1(), k.read_data()), (true, 0x9e));
+        k.refill();
+        assert!(!k.irq1());
+    }
+
+    #[test]
+    fn i8042_disabled_keyboard_keeps_its_byte() {
+        let mut k = I8042::new();
+        command(&mut k, 0xad);
+        k.keys(&[0x1e]);
+        assert_eq!(drain(&mut k), []);
+        assert_eq!(command(&mut k, 0xae), [0x1e]);
+    }
+
+    #[test]
+    fn keyboard_answers_its_commands() {
+        let mut k = I8042::new();
+        assert_eq!(keyboard(&mut k, 0xff), [0xfa, 0xaa]);
+        assert_eq!(keyboard(&mut k, 0xf2), [0xfa, 0xab, 0x41], "translated");
+        assert_eq!(keyboard(&mut k, 0xed), [0xfa]);
+        assert_eq!(keyboard(&mut k, 0x07), [0xfa]);
+        assert_eq!(keyboard(&mut k, 0xee), [0xee]);
+        assert_eq!(keyboard(&mut k, 0x00), [0xfe]);
+        assert_eq!(keyboard(&mut k, 0xf0), [0xfa]);
+        assert_eq!(keyboard(&mut k, 0x00), [0xfa, 2]);
+    }
+
+    #[test]
+    fn keyboard_not_scanning_drops_keys() {
+        let mut k = I8042::new();
+        assert_eq!(keyboard(&mut k, 0xf5), [0xfa]);
+        k.keys(&[0x1e]);
+        assert_eq!(drain(&mut k), []);
+        assert_eq!(keyboard(&mut k, 0xf4), [0xfa]);
+        k.keys(&[0x1e]);
+        assert_eq!(drain(&mut k), [0x1e]);
+    }
+
+    #[test]
+    fn keyboard_untranslated_sends_set_2() {
+        let mut k = I8042::new();
+        k.write_command(0x60, true);
+        k.write_data(0x05);
+        k.keys(&[0x1e, 0x9e, 0xe0, 0x48, 0xe0, 0xc8]);
+        assert_eq!(drain(&mut k), [0x1c, 0xf0, 0x1c, 0xe0, 0x75, 0xe0, 0xf0, 0x75]);
+        assert_eq!(keyboard(&mut k, 0xf2), [0xfa, 0xab, 0x83]);
+    }
+
+    #[test]
+    fn mouse_answers_on_the_auxiliary_side() {
+        let mut k = I8042::new();
+        k.write_command(0x60, true);
+        k.write_data(0x47);
+        k.write_command(0xd4, true);
+        k.write_data(0xf2);
+        k.refill();
+        assert!(k.irq12() && !k.irq1());
+        assert_eq!(k.read_status() & 0x21, 0x21);
+        assert_eq!(drain(&mut k), [0xfa, 0x00]);
+        assert_eq!(mouse(&mut k, 0xff), [0xfa, 0xaa, 0x00]);
+        assert_eq!(mouse(&mut k, 0xf3), [0xfa]);
+        assert_eq!(mouse(&mut k, 40), [0xfa]);
+        assert_eq!(mouse(&mut k, 0xe9), [0xfa, 0, 2, 40]);
+    }
+
+    #[test]
+    fn i8042_auxiliary_loopback() {
+        let mut k = I8042::new();
+        k.write_command(0xd3, true);
+        k.write_data(0x5a);
+        k.refill();
+        assert_eq!(k.read_status() & 0x21, 0x21);
+        assert_eq!(k.read_data(), 0x5a);
+    }
+
+    #[test]
+    fn i8042_empty_buffer_reads_zero() {
+        assert_eq!(I8042::new().read_data(), 0);
     }
 }

@@ -36,15 +36,31 @@ struct Chip {
 }
 
 crate::impl_field!(Chip {
-    irr, imr, isr, lines, elcr, base, lowest, icw, icw3, needs_icw4, single, read_isr, poll, special_mask,
-    special_fully_nested, auto_eoi, rotate_on_auto_eoi,
+    irr,
+    imr,
+    isr,
+    lines,
+    elcr,
+    base,
+    lowest,
+    icw,
+    icw3,
+    needs_icw4,
+    single,
+    read_isr,
+    poll,
+    special_mask,
+    special_fully_nested,
+    auto_eoi,
+    rotate_on_auto_eoi,
 });
 
 impl Chip {
+    /// Before ICW1 a chip's behaviour is undefined: it is fully masked here, as firmware leaves it.
     const fn new() -> Self {
         Self {
             irr: 0,
-            imr: 0,
+            imr: 0xff,
             isr: 0,
             lines: 0,
             elcr: 0,
@@ -64,7 +80,9 @@ impl Chip {
     }
 
     /// Distance from the highest priority: 0 is served first.
-    fn rank(&self, n: u8) -> u8 { n.wrapping_sub(self.lowest).wrapping_sub(1) & 7 }
+    fn rank(&self, n: u8) -> u8 {
+        n.wrapping_sub(self.lowest).wrapping_sub(1) & 7
+    }
 
     /// The highest-priority input among `bits`.
     fn highest(&self, bits: u8) -> Option<u8> {
@@ -137,10 +155,9 @@ impl Chip {
 
     /// ICW1.
     fn initialise(&mut self, v: u8) {
-        let Self { lines, elcr, base, imr: _, .. } = *self;
+        let Self { lines, elcr, base, .. } = *self;
         // Edge detection starts afresh: an input already high must fall and rise again.
-        *self = Self { lines, elcr, base, ..Self::new() };
-        self.irr = lines & elcr;
+        *self = Self { lines, elcr, base, irr: lines & elcr, imr: 0, ..Self::new() };
         self.icw = 2;
         self.single = v & 0x02 != 0;
         self.needs_icw4 = v & 0x01 != 0;
@@ -219,14 +236,20 @@ pub struct PicPair {
 crate::impl_state!(PicPair, "i8259", 1, { master, slave });
 
 impl Default for PicPair {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl PicPair {
-    pub const fn new() -> Self { Self { master: Chip::new(), slave: Chip::new() } }
+    pub const fn new() -> Self {
+        Self { master: Chip::new(), slave: Chip::new() }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Sets ISA interrupt line `n` (0..=15; 2 is the cascade and not an input).
     pub fn set_line(&mut self, n: u8, level: bool) {
@@ -249,7 +272,9 @@ impl PicPair {
     }
 
     /// Level of the master's INT output.
-    pub fn output(&self) -> bool { self.master.request().is_some() }
+    pub fn output(&self) -> bool {
+        self.master.request().is_some()
+    }
 
     /// The INTA sequence: returns the vector. Without a request it is a spurious IR7 of the chip that was asked.
     pub fn acknowledge(&mut self) -> u8 {
@@ -305,5 +330,158 @@ impl PicPair {
     fn set_elcr(chip: &mut Chip, v: u8) {
         chip.elcr = v;
         chip.irr |= chip.lines & v;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Linux and firmware program it: vectors 0x20 and 0x28, nothing masked.
+    fn initialised(icw4: u8) -> PicPair {
+        let mut p = PicPair::new();
+        for (port, v) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, icw4)] {
+            p.write(port, v);
+        }
+        for (port, v) in [(0xa0, 0x11), (0xa1, 0x28), (0xa1, 2), (0xa1, icw4)] {
+            p.write(port, v);
+        }
+        p
+    }
+
+    fn pulse(p: &mut PicPair, n: u8) {
+        p.set_line(n, false);
+        p.set_line(n, true);
+    }
+
+    #[test]
+    fn pic_lower_numbers_have_priority_and_nest() {
+        let mut p = initialised(1);
+        pulse(&mut p, 4);
+        assert_eq!(p.acknowledge(), 0x24);
+        pulse(&mut p, 5);
+        assert!(!p.output(), "a lower priority waits");
+        pulse(&mut p, 1);
+        assert_eq!(p.acknowledge(), 0x21, "a higher one nests");
+        p.write(0x20, 0x20);
+        assert!(!p.output());
+        p.write(0x20, 0x20);
+        assert_eq!(p.acknowledge(), 0x25);
+    }
+
+    #[test]
+    fn pic_slave_interrupts_go_through_the_cascade() {
+        let mut p = initialised(1);
+        pulse(&mut p, 14);
+        pulse(&mut p, 3);
+        assert_eq!(p.acknowledge(), 0x2e, "the slave has the priority of IR2");
+        p.write(0x20, 0x0b);
+        assert_eq!(p.read(0x20), 0x04, "the master's IR2 is in service");
+        p.write(0xa0, 0x20);
+        p.write(0x20, 0x20);
+        assert_eq!(p.acknowledge(), 0x23);
+    }
+
+    #[test]
+    fn pic_request_withdrawn_is_spurious_ir7() {
+        let mut p = initialised(1);
+        p.set_line(5, true);
+        assert!(p.output());
+        p.set_line(5, false);
+        assert_eq!(p.acknowledge(), 0x27);
+        p.write(0x20, 0x0b);
+        assert_eq!(p.read(0x20), 0, "a spurious interrupt is not in service");
+    }
+
+    #[test]
+    fn pic_slave_request_masked_meanwhile_gives_no_interrupt() {
+        let mut p = initialised(1);
+        p.set_line(9, true);
+        p.write(0xa1, 0x02);
+        assert!(!p.output());
+    }
+
+    #[test]
+    fn pic_edge_mode_needs_a_rising_edge() {
+        let mut p = initialised(1);
+        p.set_line(1, true);
+        p.acknowledge();
+        p.write(0x20, 0x20);
+        assert!(!p.output(), "still high, but no new edge");
+        pulse(&mut p, 1);
+        assert!(p.output());
+    }
+
+    #[test]
+    fn pic_level_mode_asks_again_while_high() {
+        let mut p = initialised(1);
+        p.write(0x4d1, 0x02);
+        p.set_line(9, true);
+        assert_eq!(p.acknowledge(), 0x29);
+        p.write(0xa0, 0x20);
+        p.write(0x20, 0x20);
+        assert_eq!(p.acknowledge(), 0x29);
+        p.set_line(9, false);
+        p.write(0xa0, 0x20);
+        p.write(0x20, 0x20);
+        assert!(!p.output());
+    }
+
+    #[test]
+    fn pic_elcr_of_system_lines_is_fixed() {
+        let mut p = PicPair::new();
+        p.write(0x4d0, 0xff);
+        p.write(0x4d1, 0xff);
+        assert_eq!((p.read(0x4d0), p.read(0x4d1)), (0xf8, 0xde));
+    }
+
+    #[test]
+    fn pic_auto_eoi_leaves_nothing_in_service() {
+        let mut p = initialised(3);
+        pulse(&mut p, 6);
+        p.acknowledge();
+        p.write(0x20, 0x0b);
+        assert_eq!(p.read(0x20), 0);
+    }
+
+    #[test]
+    fn pic_rotating_eoi_makes_the_served_input_lowest() {
+        let mut p = initialised(1);
+        pulse(&mut p, 4);
+        p.acknowledge();
+        p.write(0x20, 0xa0);
+        pulse(&mut p, 4);
+        pulse(&mut p, 6);
+        assert_eq!(p.acknowledge(), 0x26);
+    }
+
+    #[test]
+    fn pic_special_mask_mode_lets_lower_priorities_through() {
+        let mut p = initialised(1);
+        pulse(&mut p, 1);
+        p.acknowledge();
+        pulse(&mut p, 5);
+        assert!(!p.output());
+        p.write(0x21, 0x02);
+        p.write(0x20, 0x68);
+        assert_eq!(p.acknowledge(), 0x25);
+    }
+
+    #[test]
+    fn pic_poll_acknowledges() {
+        let mut p = initialised(1);
+        pulse(&mut p, 3);
+        p.write(0x20, 0x0c);
+        assert_eq!(p.read(0x20), 0x83);
+        p.write(0x20, 0x0c);
+        assert_eq!(p.read(0x20), 0);
+    }
+
+    #[test]
+    fn pic_mask_reads_back() {
+        let mut p = initialised(1);
+        p.write(0x21, 0xfb);
+        p.write(0xa1, 0x5a);
+        assert_eq!((p.read(0x21), p.read(0xa1)), (0xfb, 0x5a));
     }
 }

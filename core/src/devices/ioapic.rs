@@ -44,14 +44,20 @@ pub struct IoApic {
 crate::impl_state!(IoApic, "ioapic", 1, { select, id, table, lines });
 
 impl Default for IoApic {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl IoApic {
-    pub const fn new() -> Self { Self { select: 0, id: 0, table: [rte::MASK; PINS], lines: 0 } }
+    pub const fn new() -> Self {
+        Self { select: 0, id: 0, table: [rte::MASK; PINS], lines: 0 }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Changes pin `pin`; the message to send, if that asks for one. Tell [`IoApic::accepted`] if it was taken.
     pub fn set_line(&mut self, pin: u8, level: bool) -> Option<Message> {
@@ -158,5 +164,91 @@ impl IoApic {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(io: &mut IoApic, pin: u8, v: u64) {
+        io.write(0, u32::from(0x10 + 2 * pin));
+        io.write(0x10, v as u32);
+        io.write(0, u32::from(0x11 + 2 * pin));
+        io.write(0x10, (v >> 32) as u32);
+    }
+
+    #[test]
+    fn ioapic_identifies_24_pins() {
+        let mut io = IoApic::new();
+        io.write(0, 1);
+        assert_eq!(io.read(0x10), 0x0017_0011);
+    }
+
+    #[test]
+    fn ioapic_edge_sends_once_per_rise() {
+        let mut io = IoApic::new();
+        entry(&mut io, 4, 0x0300_0000_0000_0831);
+        let m = Message { vector: 0x31, mode: 0, logical: true, dest: 3, level: false };
+        assert_eq!(io.set_line(4, true), Some(m));
+        assert_eq!(io.set_line(4, true), None);
+        assert_eq!(io.set_line(4, false), None);
+        assert_eq!(io.set_line(4, true), Some(m));
+    }
+
+    #[test]
+    fn ioapic_edge_on_masked_pin_is_lost() {
+        let mut io = IoApic::new();
+        entry(&mut io, 4, 0x1_0031);
+        assert_eq!(io.set_line(4, true), None);
+        entry(&mut io, 4, 0x31);
+        assert_eq!(io.service(4), None);
+    }
+
+    #[test]
+    fn ioapic_level_waits_for_eoi_and_asks_again() {
+        let mut io = IoApic::new();
+        entry(&mut io, 9, 0x8029);
+        assert!(io.set_line(9, true).is_some());
+        io.accepted(9);
+        io.write(0, 0x10 + 18);
+        assert_eq!(io.read(0x10), 0xc029, "remote IRR");
+        assert_eq!(io.service(9), None);
+        assert_eq!(io.eoi(0x28), 0);
+        assert_eq!(io.eoi(0x29), 1 << 9);
+        assert!(io.service(9).is_some());
+        io.set_line(9, false);
+        assert_eq!(io.service(9), None);
+    }
+
+    #[test]
+    fn ioapic_level_is_sent_when_unmasked() {
+        let mut io = IoApic::new();
+        entry(&mut io, 9, 0x1_8029);
+        assert_eq!(io.set_line(9, true), None);
+        io.write(0, 0x10 + 18);
+        assert_eq!(io.write(0x10, 0x8029), Some(9));
+        assert!(io.service(9).is_some());
+    }
+
+    #[test]
+    fn ioapic_edge_mode_clears_remote_irr() {
+        let mut io = IoApic::new();
+        entry(&mut io, 9, 0x8029);
+        io.set_line(9, true);
+        io.accepted(9);
+        entry(&mut io, 9, 0x1_0029);
+        entry(&mut io, 9, 0x8029);
+        assert!(io.service(9).is_some());
+    }
+
+    #[test]
+    fn ioapic_read_only_bits_ignore_writes() {
+        let mut io = IoApic::new();
+        entry(&mut io, 0, u64::MAX);
+        io.write(0, 0x10);
+        assert_eq!(io.read(0x10), 0x0001_afff);
+        io.write(0, 0x11);
+        assert_eq!(io.read(0x10), 0xff00_0000);
     }
 }

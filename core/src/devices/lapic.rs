@@ -3,6 +3,9 @@
 //! Owns the registers, priorities and the timer. Delivering inter-processor interrupts and EOI broadcasts is the
 //! board's: a register write returns an [`Effect`]. The timer counts 1 ns bus cycles through its divider.
 
+mod registers;
+mod timer;
+
 use crate::addr::GuestTime;
 use crate::state::{Field, Reader, StateError, Writer};
 
@@ -68,7 +71,9 @@ pub enum ApicMode {
 }
 
 impl Field for ApicMode {
-    fn put(&self, w: &mut Writer) { (*self as u8).put(w); }
+    fn put(&self, w: &mut Writer) {
+        (*self as u8).put(w);
+    }
     fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
         Ok(match u8::get(r)? {
             0 => ApicMode::Disabled,
@@ -160,7 +165,9 @@ fn highest(bits: &[u32; 8]) -> Option<u8> {
 }
 
 #[inline]
-fn get(bits: &[u32; 8], v: u8) -> bool { bits[usize::from(v >> 5)] >> (v & 31) & 1 != 0 }
+fn get(bits: &[u32; 8], v: u8) -> bool {
+    bits[usize::from(v >> 5)] >> (v & 31) & 1 != 0
+}
 #[inline]
 fn put(bits: &mut [u32; 8], v: u8, on: bool) {
     let w = &mut bits[usize::from(v >> 5)];
@@ -201,7 +208,9 @@ impl Lapic {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(self.index); }
+    pub fn reset(&mut self) {
+        *self = Self::new(self.index);
+    }
 
     /// INIT (10.4.7.3): as power-on, but mode, base and ID stay, and the LVT is masked.
     pub fn init(&mut self) {
@@ -209,9 +218,13 @@ impl Lapic {
         *self = Self { mode, base, id, lvt: [LVT_MASKED; 6], ..Self::new(index) };
     }
 
-    pub fn mode(&self) -> ApicMode { self.mode }
+    pub fn mode(&self) -> ApicMode {
+        self.mode
+    }
     /// Base address of the register page, from IA32_APIC_BASE.
-    pub fn base(&self) -> u64 { self.base }
+    pub fn base(&self) -> u64 {
+        self.base
+    }
 
     /// IA32_APIC_BASE was written. Disabling loses all state (10.4.3).
     pub fn set_base(&mut self, msr: u64) {
@@ -233,10 +246,16 @@ impl Lapic {
     }
 
     /// CR8 is bits 7:4 of the task-priority register (10.8.6.1).
-    pub fn cr8(&self) -> u8 { self.tpr >> 4 }
-    pub fn set_cr8(&mut self, v: u8) { self.tpr = v << 4; }
+    pub fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+    pub fn set_cr8(&mut self, v: u8) {
+        self.tpr = v << 4;
+    }
 
-    fn enabled(&self) -> bool { self.mode != ApicMode::Disabled && self.svr & SVR_ENABLE != 0 }
+    fn enabled(&self) -> bool {
+        self.mode != ApicMode::Disabled && self.svr & SVR_ENABLE != 0
+    }
 
     /// Processor priority (10.8.3.1).
     pub fn ppr(&self) -> u8 {
@@ -335,7 +354,9 @@ impl Lapic {
         }
     }
 
-    fn x2apic_ldr(&self) -> u32 { u32::from(self.index >> 4) << 16 | 1 << (self.index & 15) }
+    fn x2apic_ldr(&self) -> u32 {
+        u32::from(self.index >> 4) << 16 | 1 << (self.index & 15)
+    }
 
     /// End of interrupt: the vector to broadcast if it was level-triggered.
     pub fn eoi(&mut self) -> Effect {
@@ -345,261 +366,5 @@ impl Lapic {
     }
 }
 
-// The register file.
-impl Lapic {
-    /// Reads register `r` (32 bits) at time `now`; `None` if there is none.
-    pub fn read(&mut self, r: u8, now: GuestTime) -> Option<u32> {
-        let word = usize::from(r & 7);
-        Some(match r {
-            reg::ID if self.mode == ApicMode::X2Apic => u32::from(self.index),
-            reg::ID => u32::from(self.id) << 24,
-            reg::VERSION => VERSION,
-            reg::TPR => u32::from(self.tpr),
-            reg::PPR => u32::from(self.ppr()),
-            reg::APR | reg::EOI | reg::RRD if self.mode == ApicMode::XApic => 0,
-            reg::LDR if self.mode == ApicMode::X2Apic => self.x2apic_ldr(),
-            reg::LDR => u32::from(self.ldr) << 24,
-            reg::DFR if self.mode == ApicMode::XApic => self.dfr,
-            reg::SVR => self.svr,
-            reg::ISR..=0x17 => self.isr[word],
-            reg::TMR..=0x1f => self.tmr[word],
-            reg::IRR..=0x27 => self.irr[word],
-            reg::ESR => self.esr,
-            reg::ICR => self.icr as u32,
-            reg::ICR_HIGH if self.mode == ApicMode::XApic => (self.icr >> 32) as u32,
-            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt[usize::from(r - reg::LVT_TIMER)],
-            reg::INITIAL_COUNT => self.initial_count,
-            reg::CURRENT_COUNT => self.current_count(now),
-            reg::DIVIDE => self.divide,
-            _ => return None,
-        })
-    }
-
-    /// Reads a register through the memory page: an illegal one reads zero and is an error.
-    pub fn mmio_read(&mut self, r: u8, now: GuestTime) -> u32 {
-        match self.read(r, now) {
-            Some(v) => v,
-            None => {
-                self.error(esr::ILLEGAL_REGISTER);
-                0
-            }
-        }
-    }
-
-    /// Writes a register through the memory page.
-    pub fn mmio_write(&mut self, r: u8, v: u32, now: GuestTime) -> Effect {
-        match r {
-            reg::ID => self.id = (v >> 24) as u8,
-            reg::EOI => return self.eoi(),
-            reg::LDR => self.ldr = (v >> 24) as u8,
-            reg::DFR => self.dfr = v | 0x0fff_ffff,
-            reg::ICR_HIGH => self.icr = self.icr & 0xffff_ffff | u64::from(v & 0xff00_0000) << 32,
-            reg::ICR => {
-                self.icr = self.icr & !0xffff_ffff | u64::from(v & 0x000c_cfff);
-                return self.command();
-            }
-            _ => return self.write_common(r, v, now),
-        }
-        Effect::None
-    }
-
-    /// Reads an x2APIC MSR (0x800 + `r`); `None`: #GP.
-    pub fn x2apic_read(&mut self, r: u8, now: GuestTime) -> Option<u64> {
-        match (self.mode, r) {
-            (ApicMode::X2Apic, reg::ICR) => Some(self.icr),
-            (ApicMode::X2Apic, _) => self.read(r, now).map(u64::from),
-            _ => None,
-        }
-    }
-
-    /// Writes an x2APIC MSR; `None`: #GP (reserved bits, read-only or absent registers, 10.12.1.2).
-    pub fn x2apic_write(&mut self, r: u8, v: u64, now: GuestTime) -> Option<Effect> {
-        if self.mode != ApicMode::X2Apic || v & !Self::x2apic_writable(r)? != 0 {
-            return None;
-        }
-        match r {
-            reg::EOI => Some(self.eoi()),
-            reg::ICR => {
-                self.icr = v;
-                Some(self.command())
-            }
-            reg::SELF_IPI => {
-                self.icr = v & 0xff | 1 << 18;
-                Some(self.command())
-            }
-            _ => Some(self.write_common(r, v as u32, now)),
-        }
-    }
-
-    /// Bits of an x2APIC register that may be written as one; `None` if it cannot be written.
-    fn x2apic_writable(r: u8) -> Option<u64> {
-        Some(match r {
-            reg::TPR | reg::SELF_IPI => 0xff,
-            reg::EOI | reg::ESR => 0,
-            reg::SVR => u64::from(SVR_WRITABLE),
-            reg::ICR => 0xffff_ffff_000c_cfff,
-            // Delivery status and remote IRR are read-only and ignored, not reserved.
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                let i = usize::from(r - reg::LVT_TIMER);
-                u64::from(LVT_WRITABLE[i] | 1 << 12 | if i == 3 || i == 4 { 1 << 14 } else { 0 })
-            }
-            reg::INITIAL_COUNT => 0xffff_ffff,
-            reg::DIVIDE => 0xb,
-            _ => return None,
-        })
-    }
-
-    /// Writes of registers that behave alike in both modes.
-    fn write_common(&mut self, r: u8, v: u32, now: GuestTime) -> Effect {
-        match r {
-            reg::TPR => self.tpr = v as u8,
-            reg::SVR => {
-                self.svr = v & SVR_WRITABLE;
-                if v & SVR_ENABLE == 0 {
-                    self.lvt.iter_mut().for_each(|l| *l |= LVT_MASKED);
-                }
-            }
-            reg::ESR => {
-                self.esr = self.errors;
-                self.errors = 0;
-            }
-            reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt(usize::from(r - reg::LVT_TIMER), v, now),
-            reg::INITIAL_COUNT => self.start_timer(v, now),
-            reg::DIVIDE => self.write_divide(v & 0xb, now),
-            // Read-only registers ignore writes.
-            reg::ID..=reg::IRR | 0x21..=0x27 | reg::CURRENT_COUNT => {}
-            _ => self.error(esr::ILLEGAL_REGISTER),
-        }
-        Effect::None
-    }
-
-    fn write_lvt(&mut self, i: usize, v: u32, now: GuestTime) {
-        let mut v = v & LVT_WRITABLE[i];
-        if self.svr & SVR_ENABLE == 0 {
-            v |= LVT_MASKED;
-        }
-        if i == Lvt::Timer as usize {
-            self.catch_up(now);
-            // Entering or leaving TSC-deadline mode disarms the timer (10.5.4.1).
-            if (self.lvt[i] ^ v) & 1 << 18 != 0 {
-                self.deadline = None;
-                self.tsc_deadline = 0;
-                self.initial_count = 0;
-            }
-        }
-        self.lvt[i] = v;
-    }
-
-    /// The interrupt command just written.
-    fn command(&mut self) -> Effect {
-        let v = self.icr;
-        let x2 = self.mode == ApicMode::X2Apic;
-        let icr = Icr {
-            vector: v as u8,
-            mode: (v >> 8) as u8 & 7,
-            logical: v >> 11 & 1 != 0,
-            deassert: v >> 14 & 3 == 2,
-            shorthand: (v >> 18) as u8 & 3,
-            dest: if x2 { (v >> 32) as u32 } else { (v >> 56) as u32 },
-            broadcast: if x2 { u32::MAX } else { 0xff },
-        };
-        if icr.mode <= 1 && icr.vector < 16 {
-            self.error(esr::SEND_ILLEGAL_VECTOR);
-            return Effect::None;
-        }
-        Effect::Ipi(icr)
-    }
-}
-
-// The timer (10.5.4).
-impl Lapic {
-    fn timer_mode(&self) -> u32 { self.lvt[Lvt::Timer as usize] >> 17 & 3 }
-    fn timer_masked(&self) -> bool { self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0 }
-
-    /// log2 of the divider: bits 3, 1, 0 of the divide configuration register; 0b111 divides by one.
-    fn divide_shift(&self) -> u32 {
-        let n = self.divide & 3 | self.divide >> 1 & 4;
-        (n + 1) & 7
-    }
-
-    /// Nanoseconds from initial count to zero.
-    fn period(&self) -> u64 { u64::from(self.initial_count) << self.divide_shift() }
-
-    fn start_timer(&mut self, count: u32, now: GuestTime) {
-        if self.timer_mode() >= 2 {
-            return;
-        }
-        self.initial_count = count;
-        self.deadline = (count != 0).then(|| GuestTime(now.0.saturating_add(self.period())));
-    }
-
-    fn write_divide(&mut self, v: u32, now: GuestTime) {
-        let left = self.current_count(now);
-        self.divide = v;
-        if self.timer_mode() < 2 && self.deadline.is_some() {
-            let ns = u64::from(left) << self.divide_shift();
-            self.deadline = (left != 0).then(|| GuestTime(now.0.saturating_add(ns)));
-        }
-    }
-
-    /// Moves a deadline that passed unseen (masked) to what it would be now.
-    fn catch_up(&mut self, now: GuestTime) {
-        let Some(at) = self.deadline.filter(|at| *at <= now && self.timer_mode() < 2) else { return };
-        let period = self.period();
-        self.deadline = (self.timer_mode() == 1 && period != 0).then(|| {
-            let missed = ((now - at) / period).saturating_add(1);
-            GuestTime(at.0.saturating_add(missed.saturating_mul(period)))
-        });
-    }
-
-    fn current_count(&mut self, now: GuestTime) -> u32 {
-        if self.timer_mode() >= 2 {
-            return 0;
-        }
-        let at = match self.deadline {
-            // An expiry not yet serviced (its interrupt still has to be raised) shows zero, or the next period.
-            Some(at) if at <= now && self.timer_mode() == 1 && self.period() != 0 => {
-                let into = (now - at) % self.period();
-                GuestTime(now.0.saturating_add(self.period() - into))
-            }
-            Some(at) => at,
-            None => return 0,
-        };
-        let left = at.0.saturating_sub(now.0).div_ceil(1 << self.divide_shift());
-        left.min(u64::from(self.initial_count)) as u32
-    }
-
-    /// When the timer next has something to do.
-    pub fn deadline(&self) -> Option<GuestTime> {
-        self.deadline.filter(|_| self.timer_mode() == 2 || !self.timer_masked())
-    }
-
-    /// Lets the timer expire if its deadline is not after `now`; several missed periods give one interrupt.
-    pub fn expire(&mut self, now: GuestTime) {
-        if self.deadline().is_none_or(|at| at > now) {
-            return;
-        }
-        if self.timer_mode() == 2 {
-            self.deadline = None;
-            self.tsc_deadline = 0;
-        } else {
-            self.catch_up(now);
-            // A period that cannot be represented never ends.
-            if self.deadline.is_some_and(|at| at <= now) {
-                self.deadline = None;
-            }
-        }
-        self.local(Lvt::Timer);
-    }
-
-    /// IA32_TSC_DEADLINE: zero unless armed.
-    pub fn tsc_deadline(&self) -> u64 { if self.timer_mode() == 2 { self.tsc_deadline } else { 0 } }
-
-    /// WRMSR of IA32_TSC_DEADLINE: ignored outside TSC-deadline mode; zero disarms.
-    pub fn set_tsc_deadline(&mut self, tsc: u64, at: GuestTime) {
-        if self.timer_mode() == 2 && self.mode != ApicMode::Disabled {
-            self.tsc_deadline = tsc;
-            self.deadline = (tsc != 0).then_some(at);
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

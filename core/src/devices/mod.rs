@@ -5,6 +5,8 @@
 
 pub mod acpi_pm;
 mod calendar;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod dma8237;
 pub mod fw_cfg;
 pub mod i8042;

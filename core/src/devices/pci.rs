@@ -69,7 +69,9 @@ impl crate::state::State for Pci {
 }
 
 impl Default for Pci {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// 440FX: class 0600. PAM and SMRAM registers are stored.
@@ -133,14 +135,22 @@ fn power_management() -> Function {
 }
 
 impl Pci {
-    pub fn new() -> Self { Self { address: 0, functions: vec![host_bridge(), isa_bridge(), power_management()] } }
+    pub fn new() -> Self {
+        Self { address: 0, functions: vec![host_bridge(), isa_bridge(), power_management()] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// CONFIG_ADDRESS (port 0xCF8, 32-bit accesses only).
-    pub fn read_address(&self) -> u32 { self.address }
-    pub fn write_address(&mut self, v: u32) { self.address = v & 0x80ff_fffc; }
+    pub fn read_address(&self) -> u32 {
+        self.address
+    }
+    pub fn write_address(&mut self, v: u32) {
+        self.address = v & 0x80ff_fffc;
+    }
 
     fn selected(&mut self) -> Option<(&mut Function, u8)> {
         if self.address >> 31 == 0 || self.address >> 16 & 0xff != 0 {
@@ -164,9 +174,10 @@ impl Pci {
     }
 
     fn word(&self, devfn: u8, at: u8) -> u16 {
-        self.functions.iter().find(|f| f.devfn == devfn).map_or(0, |f| {
-            u16::from_le_bytes([f.bytes[usize::from(at)], f.bytes[usize::from(at | 1)]])
-        })
+        self.functions
+            .iter()
+            .find(|f| f.devfn == devfn)
+            .map_or(0, |f| u16::from_le_bytes([f.bytes[usize::from(at)], f.bytes[usize::from(at | 1)]]))
     }
 
     /// Base of the power-management I/O block, if it is decoded.
@@ -174,5 +185,66 @@ impl Pci {
         let enabled = self.word(devfn::POWER, 0x80) & 1 != 0;
         let base = self.word(devfn::POWER, 0x40) & 0xffc0;
         (enabled && base != 0).then_some(base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(p: &mut Pci, devfn: u8, at: u8) -> u32 {
+        p.write_address(0x8000_0000 | u32::from(devfn) << 8 | u32::from(at));
+        u32::from_le_bytes([0, 1, 2, 3].map(|n| p.read_data(n)))
+    }
+
+    #[test]
+    fn pci_chipset_identities() {
+        let mut p = Pci::new();
+        assert_eq!(read(&mut p, devfn::HOST, 0), 0x1237_8086);
+        assert_eq!(read(&mut p, devfn::ISA, 0), 0x7000_8086);
+        assert_eq!(read(&mut p, devfn::POWER, 0), 0x7113_8086);
+        assert_eq!(read(&mut p, devfn::ISA, 0x0c) >> 16 & 0x80, 0x80, "multi-function");
+        assert_eq!(read(&mut p, devfn::HOST, 8) >> 16, 0x0600);
+        assert_eq!(read(&mut p, devfn::ISA, 8) >> 16, 0x0601);
+    }
+
+    #[test]
+    fn pci_absent_function_reads_ones() {
+        let mut p = Pci::new();
+        assert_eq!(read(&mut p, 5 << 3, 0), u32::MAX);
+        p.write_address(0x8001_0000);
+        assert_eq!(p.read_data(0), 0xff, "another bus");
+        p.write_address(0x0000_0000);
+        assert_eq!(p.read_data(0), 0xff, "mechanism off");
+    }
+
+    #[test]
+    fn pci_read_only_bits_ignore_writes() {
+        let mut p = Pci::new();
+        read(&mut p, devfn::HOST, 0);
+        (0..4).for_each(|n| p.write_data(n, 0));
+        assert_eq!(read(&mut p, devfn::HOST, 0), 0x1237_8086);
+        read(&mut p, devfn::HOST, 0x58);
+        p.write_data(1, 0xff);
+        assert_eq!(read(&mut p, devfn::HOST, 0x58), 0x3300, "PAM0");
+    }
+
+    #[test]
+    fn pci_address_reserved_bits_read_zero() {
+        let mut p = Pci::new();
+        p.write_address(u32::MAX);
+        assert_eq!(p.read_address(), 0x80ff_fffc);
+    }
+
+    #[test]
+    fn pci_power_management_block_moves() {
+        let mut p = Pci::new();
+        assert_eq!(p.pm_base(), Some(PM_BASE));
+        read(&mut p, devfn::POWER, 0x40);
+        p.write_data(1, 0xb0);
+        assert_eq!(p.pm_base(), Some(0xb000));
+        read(&mut p, devfn::POWER, 0x80);
+        p.write_data(0, 0);
+        assert_eq!(p.pm_base(), None);
     }
 }

@@ -41,8 +41,21 @@ struct Counter {
 }
 
 crate::impl_field!(Counter {
-    mode, bcd, access, gate, null_count, loaded, reload, start, stopped_at, next_reload, write_low, read_high, latch,
-    status_latch, edge,
+    mode,
+    bcd,
+    access,
+    gate,
+    null_count,
+    loaded,
+    reload,
+    start,
+    stopped_at,
+    next_reload,
+    write_low,
+    read_high,
+    latch,
+    status_latch,
+    edge,
 });
 
 impl Counter {
@@ -66,13 +79,21 @@ impl Counter {
         }
     }
 
-    fn periodic(&self) -> bool { matches!(self.mode, 2 | 3) }
+    fn periodic(&self) -> bool {
+        matches!(self.mode, 2 | 3)
+    }
     /// Modes started by a rising gate rather than by the count's arrival.
-    fn triggered(&self) -> bool { matches!(self.mode, 1 | 5) }
-    fn modulus(&self) -> u64 { u64::from(self.reload.clamp(1, 0x10000)) }
+    fn triggered(&self) -> bool {
+        matches!(self.mode, 1 | 5)
+    }
+    fn modulus(&self) -> u64 {
+        u64::from(self.reload.clamp(1, 0x10000))
+    }
 
     /// Ticks counted since the load.
-    fn elapsed(&self, tick: u64) -> u64 { self.stopped_at.unwrap_or_else(|| tick.saturating_sub(self.start)) }
+    fn elapsed(&self, tick: u64) -> u64 {
+        self.stopped_at.unwrap_or_else(|| tick.saturating_sub(self.start))
+    }
 
     /// Applies a count written during the previous period.
     fn sync(&mut self, tick: u64) {
@@ -277,7 +298,7 @@ impl Counter {
 
 fn to_bcd(n: u64) -> u16 {
     let n = n % 10_000;
-    (n % 10 | n / 10 % 10 << 4 | n / 100 % 10 << 8 | n / 1000 << 12) as u16
+    ((n % 10) | ((n / 10 % 10) << 4) | ((n / 100 % 10) << 8) | ((n / 1000) << 12)) as u16
 }
 
 fn from_bcd(v: u16) -> u32 {
@@ -294,15 +315,21 @@ pub struct Pit {
 crate::impl_state!(Pit, "pit", 1, { counters });
 
 impl Default for Pit {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Pit {
     /// Counters 0 and 1 have their gates tied high.
-    pub const fn new() -> Self { Self { counters: [Counter::new(true), Counter::new(true), Counter::new(false)] } }
+    pub const fn new() -> Self {
+        Self { counters: [Counter::new(true), Counter::new(true), Counter::new(false)] }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Reads counter `n` (port 0x40 + `n`); the control port 0x43 cannot be read.
     pub fn read(&mut self, n: u8, now: GuestTime) -> u8 {
@@ -360,7 +387,9 @@ impl Pit {
     }
 
     /// Counter 2's gate (port 0x61 bit 0).
-    pub fn set_gate2(&mut self, gate: bool, now: GuestTime) { self.counters[2].set_gate(gate, CLOCK.ticks(now)); }
+    pub fn set_gate2(&mut self, gate: bool, now: GuestTime) {
+        self.counters[2].set_gate(gate, CLOCK.ticks(now));
+    }
 
     /// Counter 2's output (port 0x61 bit 5).
     pub fn out2(&mut self, now: GuestTime) -> bool {
@@ -370,7 +399,9 @@ impl Pit {
     }
 
     /// When counter 0's output next rises.
-    pub fn deadline(&self) -> Option<GuestTime> { self.counters[0].edge.map(|t| CLOCK.time_of(t)) }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.counters[0].edge.map(|t| CLOCK.time_of(t))
+    }
 
     /// True if counter 0's output rose since the last call; several missed periods count as one.
     pub fn expire(&mut self, now: GuestTime) -> bool {
@@ -382,5 +413,165 @@ impl Pit {
         c.sync(tick);
         c.edge = c.next_edge(tick).filter(|e| *e > tick);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time `n` ticks after power-on.
+    fn at(n: u64) -> GuestTime {
+        CLOCK.time_of(n)
+    }
+
+    fn load(p: &mut Pit, n: u8, control: u8, count: u16, tick: u64) {
+        p.write(3, control, at(tick));
+        p.write(n, count as u8, at(tick));
+        p.write(n, (count >> 8) as u8, at(tick));
+    }
+
+    fn read16(p: &mut Pit, n: u8, tick: u64) -> u16 {
+        u16::from_le_bytes([p.read(n, at(tick)), p.read(n, at(tick))])
+    }
+
+    fn status(p: &mut Pit, n: u8, tick: u64) -> u8 {
+        p.write(3, 0xe0 | 2 << n, at(tick));
+        p.read(n, at(tick))
+    }
+
+    #[test]
+    fn pit_mode0_counts_to_terminal_count_once() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x30, 1000, 10);
+        assert_eq!(read16(&mut p, 0, 10), 1000);
+        assert_eq!(read16(&mut p, 0, 110), 900);
+        assert_eq!(p.deadline(), Some(at(1010)));
+        assert!(!p.expire(at(1009)));
+        assert_eq!(status(&mut p, 0, 1009) & 0x80, 0);
+        assert!(p.expire(at(1010)));
+        assert_eq!(status(&mut p, 0, 1010) & 0x80, 0x80);
+        assert_eq!(p.deadline(), None);
+        assert_eq!(read16(&mut p, 0, 1011), 0xffff, "it goes on counting");
+    }
+
+    #[test]
+    fn pit_mode2_reloads_every_period() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 100, 0);
+        assert_eq!(p.deadline(), Some(at(100)));
+        assert!(p.expire(at(100)));
+        assert_eq!(p.deadline(), Some(at(200)));
+        assert_eq!(read16(&mut p, 0, 199), 1);
+        assert_eq!(status(&mut p, 0, 199) & 0x80, 0, "low for the last clock");
+        assert_eq!(read16(&mut p, 0, 200), 100);
+        assert!(p.expire(at(1050)), "missed periods give one edge");
+        assert_eq!(p.deadline(), Some(at(1100)));
+    }
+
+    #[test]
+    fn pit_mode3_counts_by_two_and_is_square() {
+        let mut p = Pit::new();
+        load(&mut p, 2, 0xb6, 100, 0);
+        p.set_gate2(true, at(0));
+        assert_eq!(read16(&mut p, 2, 0), 100);
+        assert_eq!(read16(&mut p, 2, 10), 80);
+        assert_eq!(read16(&mut p, 2, 60), 80);
+        assert!(p.out2(at(49)) && !p.out2(at(50)) && p.out2(at(100)));
+        load(&mut p, 2, 0xb6, 5, 1000);
+        assert!(
+            p.out2(at(1002)) && !p.out2(at(1003)) && p.out2(at(1005)),
+            "an odd count is high one clock longer"
+        );
+    }
+
+    #[test]
+    fn pit_mode4_strobes_after_terminal_count() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x38, 50, 0);
+        assert_eq!(status(&mut p, 0, 49) & 0x80, 0x80);
+        assert_eq!(status(&mut p, 0, 50) & 0x80, 0);
+        assert_eq!(p.deadline(), Some(at(51)));
+        assert!(p.expire(at(51)));
+        assert_eq!(p.deadline(), None);
+    }
+
+    #[test]
+    fn pit_mode1_waits_for_the_gate() {
+        let mut p = Pit::new();
+        load(&mut p, 2, 0xb2, 20, 0);
+        assert!(p.out2(at(100)));
+        p.set_gate2(true, at(100));
+        assert!(!p.out2(at(119)) && p.out2(at(120)));
+        p.set_gate2(false, at(130));
+        p.set_gate2(true, at(200));
+        assert!(!p.out2(at(219)), "retriggered");
+    }
+
+    #[test]
+    fn pit_gate_low_stops_mode0() {
+        let mut p = Pit::new();
+        p.set_gate2(true, at(0));
+        load(&mut p, 2, 0xb0, 1000, 0);
+        p.set_gate2(false, at(400));
+        assert_eq!(read16(&mut p, 2, 900), 600);
+        p.set_gate2(true, at(1000));
+        assert_eq!(read16(&mut p, 2, 1100), 500);
+        assert!(!p.out2(at(1599)) && p.out2(at(1600)));
+    }
+
+    #[test]
+    fn pit_latch_holds_until_read() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 5000, 0);
+        p.write(3, 0x00, at(100));
+        p.write(3, 0x00, at(200));
+        assert_eq!(read16(&mut p, 0, 300), 4900, "the second latch is ignored");
+        assert_eq!(read16(&mut p, 0, 300), 4700);
+    }
+
+    #[test]
+    fn pit_read_back_gives_status_then_count() {
+        let mut p = Pit::new();
+        p.write(3, 0x34, at(0));
+        p.write(3, 0xc2, at(0));
+        assert_eq!(p.read(0, at(0)) & 0x7f, 0x74, "null count, both bytes, mode 2");
+        p.read(0, at(0));
+        p.read(0, at(0));
+        p.write(0, 100, at(0));
+        p.write(0, 0, at(0));
+        assert_eq!(status(&mut p, 0, 1), 0xb4);
+    }
+
+    #[test]
+    fn pit_bcd_counts_in_decimal() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x35, 0x1000, 0);
+        assert_eq!(read16(&mut p, 0, 1), 0x0999);
+        load(&mut p, 0, 0x35, 0, 0);
+        assert_eq!(read16(&mut p, 0, 1), 0x9999);
+    }
+
+    #[test]
+    fn pit_zero_means_65536() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 0, 0);
+        assert_eq!(p.deadline(), Some(at(0x10000)));
+    }
+
+    #[test]
+    fn pit_new_count_of_mode2_waits_for_the_period() {
+        let mut p = Pit::new();
+        load(&mut p, 0, 0x34, 100, 0);
+        p.write(0, 50, at(130));
+        p.write(0, 0, at(130));
+        assert_eq!(p.deadline(), Some(at(200)));
+        assert!(p.expire(at(200)));
+        assert_eq!(p.deadline(), Some(at(250)));
+    }
+
+    #[test]
+    fn pit_control_port_reads_ones() {
+        assert_eq!(Pit::new().read(3, at(5)), 0xff);
     }
 }

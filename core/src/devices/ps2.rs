@@ -146,7 +146,9 @@ impl Keyboard {
 }
 
 impl Default for Keyboard {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// A standard three-byte mouse that nobody moves.
@@ -217,5 +219,7 @@ impl Mouse {
 }
 
 impl Default for Mouse {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }

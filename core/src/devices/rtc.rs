@@ -5,7 +5,7 @@
 //! cannot interrupt are worked out when somebody looks.
 
 use super::calendar::{Civil, from_bcd, to_bcd};
-use super::time::NS_PER_SEC;
+use super::time::{NS_PER_SEC, earlier};
 use crate::addr::GuestTime;
 
 /// Register numbers with a meaning.
@@ -109,7 +109,9 @@ impl Rtc {
         self.ram[0x5f] = vcpus.saturating_sub(1);
     }
 
-    fn word(&mut self, at: usize, v: u64) { self.ram[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()); }
+    fn word(&mut self, at: usize, v: u64) {
+        self.ram[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes());
+    }
 
     /// System reset: interrupts off, flags clear. The battery keeps time and memory.
     pub fn reset(&mut self) {
@@ -120,10 +122,14 @@ impl Rtc {
     }
 
     /// Level of IRQ8.
-    pub fn irq(&self) -> bool { self.ram[usize::from(reg::C)] & IRQF != 0 }
+    pub fn irq(&self) -> bool {
+        self.ram[usize::from(reg::C)] & IRQF != 0
+    }
 
     /// When an enabled interrupt is next due.
-    pub fn deadline(&self) -> Option<GuestTime> { self.next }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.next
+    }
 
     /// Sets the flags due by `now`.
     pub fn expire(&mut self, now: GuestTime) {
@@ -132,13 +138,19 @@ impl Rtc {
     }
 
     /// Port 0x70: selects a register (bit 7 is the board's NMI mask).
-    pub fn select(&mut self, v: u8) { self.index = v & 0x7f; }
+    pub fn select(&mut self, v: u8) {
+        self.index = v & 0x7f;
+    }
 
     /// The shutdown byte and others without a clock function.
-    pub fn peek(&self, index: u8) -> u8 { self.ram[usize::from(index & 0x7f)] }
+    pub fn peek(&self, index: u8) -> u8 {
+        self.ram[usize::from(index & 0x7f)]
+    }
 
     /// Whether a read of the selected register depends on the time.
-    pub fn reads_time(&self) -> bool { matches!(self.index, 0..=reg::C | reg::CENTURY) }
+    pub fn reads_time(&self) -> bool {
+        matches!(self.index, 0..=reg::C | reg::CENTURY)
+    }
 
     /// Port 0x71.
     pub fn read(&mut self, now: GuestTime) -> u8 {
@@ -203,10 +215,14 @@ impl Rtc {
         self.schedule(now);
     }
 
-    fn b(&self) -> u8 { self.ram[usize::from(reg::B)] }
+    fn b(&self) -> u8 {
+        self.ram[usize::from(reg::B)]
+    }
 
     /// Updates are halted by SET or by holding the divider in reset.
-    fn halted(&self) -> bool { self.b() & B_SET != 0 || self.ram[usize::from(reg::A)] & 0x60 == 0x60 }
+    fn halted(&self) -> bool {
+        self.b() & B_SET != 0 || self.ram[usize::from(reg::A)] & 0x60 == 0x60
+    }
 
     /// Before a change that may halt the clock: freezes the time into the registers.
     fn pause(&mut self, now: GuestTime) {
@@ -223,23 +239,31 @@ impl Rtc {
     }
 
     /// Nanoseconds into the current second.
-    fn phase(&self, now: GuestTime) -> u64 { now.0.saturating_sub(self.base.0) % NS_PER_SEC }
+    fn phase(&self, now: GuestTime) -> u64 {
+        now.0.saturating_sub(self.base.0) % NS_PER_SEC
+    }
 
     fn seconds(&self, now: GuestTime) -> u64 {
         self.base_seconds.saturating_add(now.0.saturating_sub(self.base.0) / NS_PER_SEC)
     }
 
-    fn updating(&self, now: GuestTime) -> bool { !self.halted() && self.phase(now) >= NS_PER_SEC - UIP_NS }
+    fn updating(&self, now: GuestTime) -> bool {
+        !self.halted() && self.phase(now) >= NS_PER_SEC - UIP_NS
+    }
 
-    fn encode(&self, v: u64) -> u8 { if self.b() & B_BINARY != 0 { v as u8 } else { to_bcd(v as u8) } }
-    fn decode(&self, v: u8) -> u64 { u64::from(if self.b() & B_BINARY != 0 { v } else { from_bcd(v) }) }
+    fn encode(&self, v: u64) -> u8 {
+        if self.b() & B_BINARY != 0 { v as u8 } else { to_bcd(v as u8) }
+    }
+    fn decode(&self, v: u8) -> u64 {
+        u64::from(if self.b() & B_BINARY != 0 { v } else { from_bcd(v) })
+    }
 
     fn encode_hour(&self, hour: u64) -> u8 {
         if self.b() & B_24H != 0 {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { 0x80 } else { 0 };
-        pm | self.encode(if hour % 12 == 0 { 12 } else { hour % 12 })
+        pm | self.encode(if hour.is_multiple_of(12) { 12 } else { hour % 12 })
     }
 
     fn decode_hour(&self, v: u8) -> u64 {
@@ -334,7 +358,9 @@ impl Rtc {
         let h = h.map(|v| self.decode_hour(v));
         let matches = |t: u64| {
             let d = t % DAY_SECONDS;
-            s.is_none_or(|s| s == d % 60) && m.is_none_or(|m| m == d / 60 % 60) && h.is_none_or(|h| h == d / 3600)
+            s.is_none_or(|s| s == d % 60)
+                && m.is_none_or(|m| m == d / 60 % 60)
+                && h.is_none_or(|h| h == d / 3600)
         };
         (from..=to.min(from.saturating_add(DAY_SECONDS - 1))).find(|t| matches(*t))
     }
@@ -352,9 +378,7 @@ impl Rtc {
             }
         }
         if let Some(shift) = self.periodic_shift() {
-            if Self::periods(now, shift) > Self::periods(self.seen, shift) {
-                flags |= PERIODIC;
-            }
+            flags |= if Self::periods(now, shift) > Self::periods(self.seen, shift) { PERIODIC } else { 0 };
         }
         self.seen = now;
         self.ram[usize::from(reg::C)] |= flags;
@@ -375,34 +399,161 @@ impl Rtc {
             return;
         }
         let b = self.b();
-        let mut at = |t: GuestTime| {
-            if t > now && self.next.is_none_or(|n| t < n) {
-                self.next = Some(t);
-            }
-        };
-        let periodic = (b & PERIODIC != 0).then_some(()).and(match self.ram[usize::from(reg::A)] & 0x0f {
-            0 => None,
-            n @ 1..=2 => Some(u32::from(n) + 6),
-            n => Some(u32::from(n) - 1),
-        });
-        if let Some(shift) = periodic {
-            at(Self::period_start(Self::periods(now, shift).saturating_add(1), shift));
+        if let Some(shift) = self.periodic_shift().filter(|_| b & PERIODIC != 0) {
+            self.next = Some(Self::period_start(Self::periods(now, shift).saturating_add(1), shift));
         }
         if self.halted() || b & (UPDATE | ALARM) == 0 {
             return;
         }
         let next_second = self.seconds(now).saturating_add(1);
-        let target = if b & UPDATE != 0 {
-            Some(next_second)
-        } else {
-            self.alarm_between(next_second, u64::MAX)
-        };
+        let target =
+            if b & UPDATE != 0 { Some(next_second) } else { self.alarm_between(next_second, u64::MAX) };
         if let Some(t) = target {
             let ns = t.saturating_sub(self.base_seconds).saturating_mul(NS_PER_SEC);
-            let t = GuestTime(self.base.0.saturating_add(ns));
-            if t > now && self.next.is_none_or(|n| t < n) {
-                self.next = Some(t);
-            }
+            self.next = earlier(self.next, Some(GuestTime(self.base.0.saturating_add(ns))));
         }
+        // A moment that cannot be represented never comes.
+        self.next = self.next.filter(|t| *t > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW_YEAR_2024: u64 = 1_704_067_200;
+
+    fn rtc() -> Rtc {
+        Rtc::new(Initial { wall_time: NEW_YEAR_2024, low_memory: 256 << 20, high_memory: 1 << 30, vcpus: 2 })
+    }
+
+    fn get(r: &mut Rtc, i: u8, now: u64) -> u8 {
+        r.select(i);
+        r.read(GuestTime(now))
+    }
+
+    fn set(r: &mut Rtc, i: u8, v: u8, now: u64) {
+        r.select(i);
+        r.write(v, GuestTime(now));
+    }
+
+    fn time(r: &mut Rtc, now: u64) -> [u8; 8] {
+        [0x32, 9, 8, 7, 6, 4, 2, 0].map(|i| get(r, i, now))
+    }
+
+    #[test]
+    fn rtc_shows_wall_time_in_bcd() {
+        let mut r = rtc();
+        let t = 45_296 * NS_PER_SEC; // 12:34:56
+        assert_eq!(time(&mut r, t), [0x20, 0x24, 0x01, 0x01, 0x02, 0x12, 0x34, 0x56]);
+    }
+
+    #[test]
+    fn rtc_binary_and_12_hour_formats() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | B_BINARY, 0);
+        let t = (13 * 3600 + 45 * 60) * NS_PER_SEC;
+        assert_eq!((get(&mut r, 4, t), get(&mut r, 2, t)), (13, 45));
+        set(&mut r, reg::B, 0, 0);
+        assert_eq!(get(&mut r, 4, t), 0x81, "1 pm");
+        assert_eq!(get(&mut r, 4, 0), 0x12, "midnight is 12 am");
+    }
+
+    #[test]
+    fn rtc_update_in_progress_before_the_second() {
+        let mut r = rtc();
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC - 244_001) & 0x80, 0);
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC - 244_000) & 0x80, 0x80);
+        assert_eq!(get(&mut r, reg::A, NS_PER_SEC) & 0x80, 0);
+    }
+
+    #[test]
+    fn rtc_set_halts_and_adopts_the_time_written() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_SET | B_24H, 500);
+        for (i, v) in
+            [(0x32, 0x19), (9, 0x99), (8, 0x12), (7, 0x31), (6, 0x06), (4, 0x23), (2, 0x59), (0, 0x58)]
+        {
+            set(&mut r, i, v, 600);
+        }
+        assert_eq!(get(&mut r, 0, 10 * NS_PER_SEC), 0x58, "halted");
+        set(&mut r, reg::B, B_24H, 10 * NS_PER_SEC);
+        assert_eq!(get(&mut r, 0, 11 * NS_PER_SEC), 0x59);
+        assert_eq!(time(&mut r, 12 * NS_PER_SEC), [0x20, 0x00, 0x01, 0x01, 0x07, 0x00, 0x00, 0x00]);
+    }
+
+    #[test]
+    fn rtc_running_clock_can_be_written() {
+        let mut r = rtc();
+        set(&mut r, 4, 0x07, 5 * NS_PER_SEC);
+        assert_eq!((get(&mut r, 4, 6 * NS_PER_SEC), get(&mut r, 0, 6 * NS_PER_SEC)), (0x07, 0x06));
+    }
+
+    #[test]
+    fn rtc_periodic_interrupt_at_1024_hz() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | PERIODIC, 10);
+        let period = 976_563; // 1/1024 s, rounded up
+        assert_eq!(r.deadline(), Some(GuestTime(period)));
+        r.expire(GuestTime(period - 1));
+        assert!(!r.irq());
+        r.expire(GuestTime(period));
+        assert!(r.irq());
+        assert_eq!(r.deadline(), None, "asserted until register C is read");
+        assert_eq!(get(&mut r, reg::C, period + 5), 0xc0);
+        assert!(!r.irq());
+        assert_eq!(r.deadline(), Some(GuestTime(1_953_125)));
+    }
+
+    #[test]
+    fn rtc_update_interrupt_each_second() {
+        let mut r = rtc();
+        set(&mut r, reg::B, B_24H | UPDATE, NS_PER_SEC / 2);
+        get(&mut r, reg::C, NS_PER_SEC / 2);
+        assert_eq!(r.deadline(), Some(GuestTime(NS_PER_SEC)));
+        r.expire(GuestTime(NS_PER_SEC));
+        assert_eq!(get(&mut r, reg::C, NS_PER_SEC) & 0x90, 0x90);
+    }
+
+    #[test]
+    fn rtc_alarm_matches_once_a_day_and_with_wildcards() {
+        let mut r = rtc();
+        for (i, v) in [(5, 0x00), (3, 0x01), (1, 0x30)] {
+            set(&mut r, i, v, 0);
+        }
+        set(&mut r, reg::B, B_24H | ALARM, 0);
+        assert_eq!(r.deadline(), Some(GuestTime(90 * NS_PER_SEC)));
+        r.expire(GuestTime(90 * NS_PER_SEC));
+        assert_eq!(get(&mut r, reg::C, 90 * NS_PER_SEC) & 0xa0, 0xa0);
+        assert_eq!(r.deadline(), Some(GuestTime((86_400 + 90) * NS_PER_SEC)));
+        set(&mut r, 5, 0xff, 91 * NS_PER_SEC);
+        assert_eq!(r.deadline(), Some(GuestTime((3600 + 90) * NS_PER_SEC)));
+    }
+
+    #[test]
+    fn rtc_flags_without_enable_do_not_interrupt() {
+        let mut r = rtc();
+        assert_eq!(r.deadline(), None);
+        assert_eq!(get(&mut r, reg::C, 2 * NS_PER_SEC) & 0xf0, PERIODIC | UPDATE);
+        assert_eq!(get(&mut r, reg::C, 2 * NS_PER_SEC), 0, "reading clears");
+    }
+
+    #[test]
+    fn cmos_describes_memory() {
+        let mut r = rtc();
+        let mut word = |i: u8| u16::from_le_bytes([get(&mut r, i, 0), get(&mut r, i + 1, 0)]);
+        assert_eq!(word(0x15), 640);
+        assert_eq!(word(0x17), 0xffff);
+        assert_eq!(word(0x34), (240 << 20 >> 16) as u16);
+        assert_eq!(word(0x5b), 0x4000);
+        assert_eq!(get(&mut r, reg::D, 0), 0x80);
+    }
+
+    #[test]
+    fn cmos_shutdown_byte_survives_reset() {
+        let mut r = rtc();
+        set(&mut r, 0x0f, 0x0a, 0);
+        r.reset();
+        assert_eq!(get(&mut r, 0x0f, 0), 0x0a);
     }
 }

@@ -23,7 +23,9 @@ pub struct SysCtl {
 crate::impl_state!(SysCtl, "sysctl", 1, { port61, port92, reset_control, a20, nmi_masked });
 
 impl Default for SysCtl {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SysCtl {
@@ -33,11 +35,13 @@ impl SysCtl {
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Port 0x61; `out2` is counter 2's output.
     pub fn read61(&self, out2: bool, now: GuestTime) -> u8 {
-        let refresh = (now.0 / REFRESH_NS & 1) as u8;
+        let refresh = ((now.0 / REFRESH_NS) & 1) as u8;
         self.port61 | refresh << 4 | u8::from(out2) << 5
     }
 
@@ -47,7 +51,9 @@ impl SysCtl {
         v & 1 != 0
     }
 
-    pub fn read92(&self) -> u8 { self.port92 | u8::from(self.a20) << 1 }
+    pub fn read92(&self) -> u8 {
+        self.port92 | u8::from(self.a20) << 1
+    }
 
     /// Port 0x92: sets A20; true for a fast reset (bit 0 rising).
     pub fn write92(&mut self, v: u8) -> bool {
@@ -57,12 +63,45 @@ impl SysCtl {
         rising
     }
 
-    pub fn read_reset_control(&self) -> u8 { self.reset_control }
+    pub fn read_reset_control(&self) -> u8 {
+        self.reset_control
+    }
 
     /// Port 0xCF9: true for a reset (bit 2 rising).
     pub fn write_reset_control(&mut self, v: u8) -> bool {
         let rising = v & !self.reset_control & 4 != 0;
         self.reset_control = v & 0x0e;
         rising
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port61_refresh_toggles_every_15_us() {
+        let s = SysCtl::new();
+        assert_eq!(s.read61(false, GuestTime(15_084)) & 0x10, 0);
+        assert_eq!(s.read61(false, GuestTime(15_085)) & 0x10, 0x10);
+        assert_eq!(s.read61(true, GuestTime(30_170)) & 0x30, 0x20);
+    }
+
+    #[test]
+    fn port92_resets_on_a_rising_bit_only() {
+        let mut s = SysCtl::new();
+        assert_eq!(s.read92(), 2);
+        assert!(s.write92(1));
+        assert!(!s.a20);
+        assert!(!s.write92(1));
+        assert_eq!(s.read92(), 1);
+    }
+
+    #[test]
+    fn reset_control_resets_on_bit_2_rising() {
+        let mut s = SysCtl::new();
+        assert!(!s.write_reset_control(0x02));
+        assert!(s.write_reset_control(0x06));
+        assert_eq!(s.read_reset_control(), 0x06);
     }
 }

@@ -11,12 +11,18 @@ pub const BUFFER_SIZE: usize = 0x1_0000;
 struct Buffer(Box<[u8]>);
 
 impl std::fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("Buffer") }
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Buffer")
+    }
 }
 
 impl Field for Buffer {
-    fn put(&self, w: &mut Writer) { w.bytes.extend_from_slice(&self.0); }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { Ok(Self(r.take(BUFFER_SIZE)?.into())) }
+    fn put(&self, w: &mut Writer) {
+        w.bytes.extend_from_slice(&self.0);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(Self(r.take(BUFFER_SIZE)?.into()))
+    }
 }
 
 /// Latch and buffer.
@@ -29,14 +35,20 @@ pub struct TestDev {
 crate::impl_state!(TestDev, "testdev", 1, { latch, buffer });
 
 impl Default for TestDev {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl TestDev {
-    pub fn new() -> Self { Self { latch: 0, buffer: Buffer(vec![0; BUFFER_SIZE].into()) } }
+    pub fn new() -> Self {
+        Self { latch: 0, buffer: Buffer(vec![0; BUFFER_SIZE].into()) }
+    }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// Reads the latch at byte `offset` (0..=3), `size` bytes.
     pub fn read_latch(&self, offset: u16, size: u8) -> u32 {
@@ -50,9 +62,9 @@ impl TestDev {
     }
 
     pub fn read_buffer(&self, offset: u64, size: u8) -> u64 {
-        (0..u64::from(size.min(8)))
-            .rev()
-            .fold(0, |v, i| v << 8 | u64::from(self.buffer.0[offset.wrapping_add(i) as usize & (BUFFER_SIZE - 1)]))
+        (0..u64::from(size.min(8))).rev().fold(0, |v, i| {
+            v << 8 | u64::from(self.buffer.0[offset.wrapping_add(i) as usize & (BUFFER_SIZE - 1)])
+        })
     }
 
     pub fn write_buffer(&mut self, offset: u64, size: u8, value: u64) {

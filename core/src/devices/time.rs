@@ -29,8 +29,12 @@ impl Frequency {
 }
 
 impl Field for GuestTime {
-    fn put(&self, w: &mut Writer) { self.0.put(w); }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { Ok(Self(u64::get(r)?)) }
+    fn put(&self, w: &mut Writer) {
+        self.0.put(w);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(Self(u64::get(r)?))
+    }
 }
 
 /// The earlier of two optional deadlines.

@@ -65,7 +65,9 @@ crate::impl_state!(Uart, "uart", 1, {
 });
 
 impl Default for Uart {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Uart {
@@ -98,8 +100,12 @@ impl Uart {
         self.feed();
     }
 
-    fn fifos_on(&self) -> bool { self.fcr & 1 != 0 }
-    fn looped(&self) -> bool { self.mcr & mcr::LOOP != 0 }
+    fn fifos_on(&self) -> bool {
+        self.fcr & 1 != 0
+    }
+    fn looped(&self) -> bool {
+        self.mcr & mcr::LOOP != 0
+    }
 
     /// Moves waiting bytes into the receiver if the guest listens and there is room.
     fn feed(&mut self) {
@@ -133,7 +139,9 @@ impl Uart {
     }
 
     /// Level of the interrupt output. It is not gated by OUT2, as guests exist that never set it.
-    pub fn irq(&self) -> bool { self.cause() != 0x01 }
+    pub fn irq(&self) -> bool {
+        self.cause() != 0x01
+    }
 
     /// The modem status lines: the peer's, or the own outputs in loopback.
     fn modem_lines(&self) -> u8 {
@@ -241,5 +249,166 @@ impl Uart {
         }
         self.fcr = if v & 1 != 0 { v & 0xc9 } else { 0 };
         self.feed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THR: u8 = 0;
+    const IER: u8 = 1;
+    const IIR: u8 = 2;
+    const LCR: u8 = 3;
+    const MCR: u8 = 4;
+    const LSR: u8 = 5;
+    const MSR: u8 = 6;
+
+    fn with_fifos() -> Uart {
+        let mut u = Uart::new();
+        u.write(IIR, 0xc7);
+        u
+    }
+
+    #[test]
+    fn uart_transmits_at_once() {
+        let mut u = Uart::new();
+        assert_eq!(u.write(THR, b'x'), Some(b'x'));
+        assert_eq!(u.read(LSR), 0x60);
+    }
+
+    #[test]
+    fn uart_divisor_latch_hides_data_and_enable() {
+        let mut u = Uart::new();
+        u.write(LCR, 0x83);
+        assert_eq!(u.write(THR, 0x01), None);
+        u.write(IER, 0x02);
+        assert_eq!((u.read(THR), u.read(IER)), (0x01, 0x02));
+        u.write(LCR, 0x03);
+        assert_eq!(u.read(IER), 0);
+    }
+
+    #[test]
+    fn uart_invalid_enable_bits_read_zero() {
+        let mut u = Uart::new();
+        u.write(IER, 0xff);
+        assert_eq!(u.read(IER), 0x0f);
+    }
+
+    #[test]
+    fn uart_thr_empty_interrupt_sequence() {
+        let mut u = with_fifos();
+        u.read(IIR);
+        assert!(!u.irq());
+        u.write(IER, 0x02);
+        assert!(u.irq(), "enabling it raises it");
+        assert_eq!(u.read(IIR), 0xc2);
+        assert!(!u.irq(), "reading the identification clears it");
+        assert_eq!(u.read(IIR), 0xc1);
+        u.write(THR, b'a');
+        assert!(u.irq(), "the byte has left already");
+    }
+
+    #[test]
+    fn uart_receive_interrupt_and_timeout() {
+        let mut u = with_fifos();
+        u.write(IER, 0x01);
+        u.receive(b"ab");
+        assert_eq!(u.read(IIR), 0xcc, "below the trigger of 14: character timeout");
+        u.receive(&[b'.'; 20]);
+        assert_eq!(u.read(IIR), 0xc4);
+        let got: Vec<u8> = (0..22).map(|_| u.read(THR)).collect();
+        assert_eq!(&got[..3], b"ab.");
+        assert!(!u.irq());
+        assert_eq!(u.read(LSR) & 1, 0);
+    }
+
+    #[test]
+    fn uart_receive_goes_before_thr_empty() {
+        let mut u = with_fifos();
+        u.write(IER, 0x03);
+        u.receive(b"a");
+        assert_eq!(u.read(IIR), 0xcc);
+        u.read(THR);
+        assert_eq!(u.read(IIR), 0xc2);
+    }
+
+    #[test]
+    fn uart_input_waits_until_the_guest_listens() {
+        let mut u = with_fifos();
+        u.receive(b"early");
+        assert_eq!(u.read(LSR) & 1, 0);
+        u.write(IIR, 0x07);
+        u.write(IER, 0x01);
+        assert_eq!((u.read(LSR) & 1, u.read(THR)), (1, b'e'));
+    }
+
+    #[test]
+    fn uart_polling_receiver_is_fed() {
+        let mut u = Uart::new();
+        u.receive(b"k");
+        for _ in 0..7 {
+            assert_eq!(u.read(LSR) & 1, 0);
+        }
+        assert_eq!(u.read(LSR) & 1, 1);
+        assert_eq!(u.read(THR), b'k');
+    }
+
+    #[test]
+    fn uart_console_output_does_not_look_like_polling() {
+        let mut u = Uart::new();
+        u.receive(b"k");
+        for _ in 0..100 {
+            assert_eq!(u.read(LSR) & 1, 0);
+            u.write(THR, b'.');
+        }
+    }
+
+    #[test]
+    fn uart_loopback_returns_data_and_modem_lines() {
+        let mut u = Uart::new();
+        u.write(MCR, 0x1a);
+        assert_eq!(u.read(MSR) & 0xf0, 0x90, "RTS shows as CTS, OUT2 as DCD");
+        assert_eq!(u.write(THR, 0x5a), None);
+        assert_eq!((u.read(LSR) & 1, u.read(THR)), (1, 0x5a));
+    }
+
+    #[test]
+    fn uart_loopback_overrun_is_reported_once() {
+        let mut u = Uart::new();
+        u.write(MCR, 0x10);
+        u.write(IER, 0x04);
+        u.write(THR, 1);
+        u.write(THR, 2);
+        assert_eq!(u.read(IIR), 0x06);
+        assert_eq!(u.read(LSR) & 2, 2);
+        assert_eq!(u.read(LSR) & 2, 0);
+    }
+
+    #[test]
+    fn uart_modem_status_deltas_clear_on_read() {
+        let mut u = Uart::new();
+        assert_eq!(u.read(MSR), 0xb0);
+        u.write(IER, 0x08);
+        u.write(MCR, 0x10);
+        assert_eq!(u.read(IIR), 0x00);
+        assert_eq!(u.read(MSR), 0x0b);
+        assert_eq!(u.read(MSR), 0x00);
+        assert!(!u.irq());
+    }
+
+    #[test]
+    fn uart_identification_shows_fifos() {
+        let mut u = Uart::new();
+        assert_eq!(u.read(IIR), 0x01);
+        u.write(IIR, 0x01);
+        assert_eq!(u.read(IIR), 0xc1);
+    }
+
+    #[test]
+    fn uart_scratch_reads_back() {
+        let mut u = Uart::new();
+        u.write(7, 0xa5);
+        assert_eq!(u.read(7), 0xa5);
     }
 }

@@ -14,12 +14,18 @@ pub const WINDOW_SIZE: usize = 0x20000;
 struct Display(Box<[u8]>);
 
 impl std::fmt::Debug for Display {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("Display") }
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Display")
+    }
 }
 
 impl Field for Display {
-    fn put(&self, w: &mut Writer) { w.bytes.extend_from_slice(&self.0); }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { Ok(Self(r.take(WINDOW_SIZE)?.into())) }
+    fn put(&self, w: &mut Writer) {
+        w.bytes.extend_from_slice(&self.0);
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(Self(r.take(WINDOW_SIZE)?.into()))
+    }
 }
 
 /// The adapter's registers and memory.
@@ -53,7 +59,9 @@ crate::impl_state!(Vga, "vga", 1, {
 });
 
 impl Default for Vga {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Vga {
@@ -79,24 +87,32 @@ impl Vga {
             display: Display(vec![0; WINDOW_SIZE].into()),
         };
         let crtc = [
-            0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0x00, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e, 0x8f, 0x28,
-            0x1f, 0x96, 0xb9, 0xa3, 0xff,
+            0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0x00, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e,
+            0x8f, 0x28, 0x1f, 0x96, 0xb9, 0xa3, 0xff,
         ];
         v.crtc[..crtc.len()].copy_from_slice(&crtc);
         v
     }
 
     /// Power-on reset.
-    pub fn reset(&mut self) { *self = Self::new(); }
+    pub fn reset(&mut self) {
+        *self = Self::new();
+    }
 
     /// The text screen's memory (0xB8000), for viewers.
-    pub fn text(&self) -> &[u8] { &self.display.0[0x18000..] }
+    pub fn text(&self) -> &[u8] {
+        &self.display.0[0x18000..]
+    }
 
     /// Cursor position as a character offset from the start of display memory.
-    pub fn cursor(&self) -> u16 { u16::from_be_bytes([self.crtc[14], self.crtc[15]]) }
+    pub fn cursor(&self) -> u16 {
+        u16::from_be_bytes([self.crtc[14], self.crtc[15]])
+    }
 
     /// Start of the displayed page, in characters.
-    pub fn start(&self) -> u16 { u16::from_be_bytes([self.crtc[12], self.crtc[13]]) }
+    pub fn start(&self) -> u16 {
+        u16::from_be_bytes([self.crtc[12], self.crtc[13]])
+    }
 
     /// Reads display memory at `offset` of the window, little-endian.
     pub fn read_memory(&self, offset: u64, size: u8) -> u64 {
@@ -198,5 +214,78 @@ impl Vga {
             return;
         }
         self.crtc[i] = v;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vga_crtc_registers_read_back() {
+        let mut v = Vga::new();
+        for (i, x) in [(14, 0x07), (15, 0xd0)] {
+            v.write(0x3d4, i);
+            v.write(0x3d5, x);
+            assert_eq!((v.read(0x3d4), v.read(0x3d5)), (i, x));
+        }
+        assert_eq!(v.cursor(), 2000);
+    }
+
+    #[test]
+    fn vga_crtc_protection_keeps_timing() {
+        let mut v = Vga::new();
+        v.write(0x3d4, 0);
+        let before = v.read(0x3d5);
+        v.write(0x3d5, 0x11);
+        assert_eq!(v.read(0x3d5), before);
+        v.write(0x3d4, 0x11);
+        v.write(0x3d5, 0x0e);
+        v.write(0x3d4, 0);
+        v.write(0x3d5, 0x11);
+        assert_eq!(v.read(0x3d5), 0x11);
+    }
+
+    #[test]
+    fn vga_monochrome_ports_answer_only_when_selected() {
+        let mut v = Vga::new();
+        assert_eq!(v.read(0x3b4), 0xff);
+        v.write(0x3c2, 0x66);
+        assert_eq!((v.read(0x3d4), v.read(0x3b4)), (0xff, 0));
+    }
+
+    #[test]
+    fn vga_attribute_flip_flop_is_reset_by_status() {
+        let mut v = Vga::new();
+        v.write(0x3c0, 0x10);
+        v.read(0x3da);
+        v.write(0x3c0, 0x11);
+        v.write(0x3c0, 0x3f);
+        assert_eq!((v.read(0x3c0), v.read(0x3c1)), (0x11, 0x3f));
+    }
+
+    #[test]
+    fn vga_retrace_bits_move() {
+        let mut v = Vga::new();
+        let (a, b) = (v.read(0x3da) & 8, v.read(0x3da) & 8);
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn vga_palette_advances() {
+        let mut v = Vga::new();
+        v.write(0x3c8, 1);
+        (1..=3).for_each(|c| v.write(0x3c9, c));
+        assert_eq!(v.read(0x3c8), 2);
+        v.write(0x3c7, 1);
+        assert_eq!([(); 3].map(|()| v.read(0x3c9)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn vga_text_memory_holds_what_is_written() {
+        let mut v = Vga::new();
+        v.write_memory(0x18000, 4, 0x0742_0741);
+        assert_eq!(&v.text()[..4], b"A\x07B\x07");
+        assert_eq!(v.read_memory(0x18001, 2), 0x4207);
     }
 }

@@ -37,13 +37,18 @@ bit_ops! {
 /// Bit `bit` modulo the width, of the r/m operand itself.
 #[inline(always)]
 fn within<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn, bit: u64) -> Exec {
-    let a = if O::WRITES { ctx.rmw::<W>(i)? } else { ctx.rm::<W>(i)? };
     let n = bit & u64::from(W::BITS - 1);
+    let apply = move |ctx: &mut Ctx<'_>, a: W| {
+        ctx.cpu.flags.replace(CF, (a.u() >> n) & 1);
+        W::of(O::apply(a.u(), 1 << n))
+    };
     if O::WRITES {
-        ctx.set_rm(i, W::of(O::apply(a.u(), 1 << n)))?;
+        ctx.update_rm(i, apply)
+    } else {
+        ctx.with_rm(i, |ctx, a| {
+            apply(ctx, a);
+        })
     }
-    ctx.cpu.flags.replace(CF, (a.u() >> n) & 1);
-    Ok(())
 }
 
 fn bit_imm<O: BitOp, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

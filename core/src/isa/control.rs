@@ -4,16 +4,17 @@
 use super::insn::Insn;
 use super::traits::Width;
 use super::{Row, end, row};
+use crate::addr::Gpa;
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::mem::Target;
-use crate::addr::Gpa;
 use crate::vcpu::cpuid::{CpuModel, Feature};
 use crate::vcpu::debug::{dr6, dr7};
 use crate::vcpu::segment::attr;
 use crate::vcpu::{Seg, cr0, cr4, efer, gpr};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     row(C::Mov_r32_cr, mov_from_cr), row(C::Mov_r64_cr, mov_from_cr),
     end(C::Mov_cr_r32, mov_to_cr), end(C::Mov_cr_r64, mov_to_cr),
@@ -25,18 +26,27 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// Bits of CR0 that exist; the others are ignored in the low half and #GP in the high.
-const CR0_BITS: u64 = cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW
-    | cr0::CD | cr0::PG;
+const CR0_BITS: u64 = cr0::PE
+    | cr0::MP
+    | cr0::EM
+    | cr0::TS
+    | cr0::ET
+    | cr0::NE
+    | cr0::WP
+    | cr0::AM
+    | cr0::NW
+    | cr0::CD
+    | cr0::PG;
 
 /// Bits of CR4 this model lets software set.
 const fn cr4_bits(model: CpuModel) -> u64 {
     use Feature as F;
-    const BITS: [(F, u64); 16] = [
+    #[rustfmt::skip]
+    const BITS: [(F, u64); 15] = [
         (F::Vme, cr4::VME | cr4::PVI), (F::Tsc, cr4::TSD), (F::De, cr4::DE), (F::Pse, cr4::PSE),
         (F::Pae, cr4::PAE), (F::Mce, cr4::MCE), (F::Pge, cr4::PGE), (F::Fxsr, cr4::OSFXSR),
         (F::Sse, cr4::OSXMMEXCPT | cr4::PCE), (F::Umip, cr4::UMIP), (F::Fsgsbase, cr4::FSGSBASE),
         (F::Pcid, cr4::PCIDE), (F::Xsave, cr4::OSXSAVE), (F::Smep, cr4::SMEP), (F::Smap, cr4::SMAP),
-        (F::Fpu, 0),
     ];
     let (mut bits, mut n) = (0, 0);
     while n < BITS.len() {
@@ -49,7 +59,9 @@ const fn cr4_bits(model: CpuModel) -> u64 {
 }
 
 /// Physical-address bits that are reserved for this model.
-pub(crate) const fn reserved_address_bits(model: CpuModel) -> u64 { !0 << model.physical_bits() }
+pub(crate) const fn reserved_address_bits(model: CpuModel) -> u64 {
+    !0 << model.physical_bits()
+}
 
 /// The general register of a MOV CR/DR.
 fn source(ctx: &Ctx<'_>, i: &Insn) -> u64 {
@@ -198,7 +210,7 @@ impl Ctx<'_> {
         let reserved = reserved_address_bits(self.cpu.model) | 0x1e6;
         let mut new = [0u64; 4];
         for (n, entry) in new.iter_mut().enumerate() {
-            let gpa = Gpa((cr3 & 0xffff_ffe0) + 8 * n as u64 & self.sys.mem.a20_mask);
+            let gpa = Gpa(((cr3 & 0xffff_ffe0) + 8 * n as u64) & self.sys.mem.a20_mask);
             *entry = match self.sys.mem.map.lookup(gpa) {
                 Target::Ram(off) | Target::Rom(off) => self.sys.mem.ram.read(off),
                 Target::Mmio => u64::MAX,
@@ -268,7 +280,7 @@ fn mov_to_dr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
         7 => ctx.cpu.dr7 = (v & dr7::WRITABLE) | dr7::FIXED,
         _ => ctx.cpu.dr[n & 3] = v,
     }
-    ctx.mmu_switch();
+    ctx.refresh_debug_regs();
     ctx.sys.end_block();
     Ok(())
 }
@@ -301,7 +313,9 @@ fn xsetbv(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 
 impl crate::vcpu::Vcpu {
     /// EDX:EAX.
-    pub(crate) fn edx_eax(&self) -> u64 { self.gpr[gpr::RDX] << 32 | self.gpr[gpr::RAX] & 0xffff_ffff }
+    pub(crate) fn edx_eax(&self) -> u64 {
+        self.gpr[gpr::RDX] << 32 | self.gpr[gpr::RAX] & 0xffff_ffff
+    }
 
     /// Sets EDX:EAX, clearing the upper halves of RDX and RAX.
     pub(crate) fn set_edx_eax(&mut self, v: u64) {

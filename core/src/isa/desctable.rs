@@ -13,6 +13,7 @@ use crate::vcpu::flags::bit;
 use crate::vcpu::segment::{Segment, TableReg};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     row(C::Sgdt_m1632_16, sgdt), row(C::Sgdt_m1632, sgdt), row(C::Sgdt_m1664, sgdt),
     row(C::Sidt_m1632_16, sidt), row(C::Sidt_m1632, sidt), row(C::Sidt_m1664, sidt),
@@ -47,9 +48,13 @@ impl Ctx<'_> {
     }
 }
 
-fn sgdt(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { store_table(ctx, i, ctx.cpu.gdtr) }
+fn sgdt(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    store_table(ctx, i, ctx.cpu.gdtr)
+}
 
-fn sidt(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { store_table(ctx, i, ctx.cpu.idtr) }
+fn sidt(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    store_table(ctx, i, ctx.cpu.idtr)
+}
 
 /// All 32 bits of the base are stored whatever the operand size; 64 in 64-bit mode.
 fn store_table(ctx: &mut Ctx<'_>, i: &Insn, table: TableReg) -> Exec {
@@ -92,9 +97,13 @@ fn store_selector<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, selector: u16) -> Exec 
     if i.is_mem() { ctx.set_rm(i, selector) } else { ctx.set_rm(i, W::of(selector.into())) }
 }
 
-fn sldt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { store_selector::<W>(ctx, i, ctx.cpu.ldtr.selector) }
+fn sldt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    store_selector::<W>(ctx, i, ctx.cpu.ldtr.selector)
+}
 
-fn str<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { store_selector::<W>(ctx, i, ctx.cpu.tr.selector) }
+fn str<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    store_selector::<W>(ctx, i, ctx.cpu.tr.selector)
+}
 
 fn lldt(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.require_protected()?;

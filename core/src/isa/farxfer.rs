@@ -13,6 +13,7 @@ use crate::vcpu::task::{Nesting, TaskSwitch};
 use crate::vcpu::{Seg, flags::bit, gpr};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     end(C::Jmp_ptr1616, jmp_ptr), end(C::Jmp_ptr1632, jmp_ptr), end(C::Jmp_m1616, jmp_mem::<u16>),
     end(C::Jmp_m1632, jmp_mem::<u32>), end(C::Jmp_m1664, jmp_mem::<u64>),
@@ -22,14 +23,18 @@ pub const ROWS: &[Row] = &[
     end(C::Retfw_imm16, retf::<u16>), end(C::Retfd_imm16, retf::<u32>), end(C::Retfq_imm16, retf::<u64>),
 ];
 
-fn jmp_ptr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.far_jump(i.imm2, i.imm) }
+fn jmp_ptr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.far_jump(i.imm2, i.imm)
+}
 
 fn jmp_mem<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let (selector, offset) = memory_pointer::<W>(ctx, i)?;
     ctx.far_jump(selector, offset)
 }
 
-fn call_ptr<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { ctx.far_call(i.imm2, i.imm, slot::<W>()) }
+fn call_ptr<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.far_call(i.imm2, i.imm, slot::<W>())
+}
 
 fn call_mem<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let (selector, offset) = memory_pointer::<W>(ctx, i)?;
@@ -351,7 +356,15 @@ impl Ctx<'_> {
 
     /// The part of a return to an outer (or, in 64-bit mode, any) level that cannot fault. Data segments the new
     /// level may not use are nulled.
-    pub(super) fn return_outer(&mut self, cs: Segment, rip: u64, ss: Segment, rsp: u64, slot: Slot, release: u64) {
+    pub(super) fn return_outer(
+        &mut self,
+        cs: Segment,
+        rip: u64,
+        ss: Segment,
+        rsp: u64,
+        slot: Slot,
+        release: u64,
+    ) {
         let cpl = cs.selector as u8 & 3;
         self.cpu.set_cs(cs, cpl);
         self.cpu.rip = rip;

@@ -50,7 +50,7 @@ pub fn holds<const CC: u8>(f: Flags) -> bool {
 
 fn set<const CC: u8>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = u8::from(holds::<CC>(ctx.cpu.flags));
-    ctx.set_rm(i, v)
+    ctx.put_rm(i, v)
 }
 
 /// Sets (`ON`) or clears the flags in `MASK`.

@@ -8,6 +8,7 @@ use crate::vcpu::interrupt::Source;
 use crate::vcpu::{cr4, flags::bit};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] =
     &[end(C::Int_imm8, int_n), end(C::Int3, int3), end(C::Into, into), end(C::Int1, int1)];
 
@@ -25,10 +26,14 @@ fn int_n(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 /// Unlike INT 3 (CD 03), never checked against IOPL nor redirected in v86 mode.
-fn int3(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { ctx.software_interrupt(vector::BP, Source::Software) }
+fn int3(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    ctx.software_interrupt(vector::BP, Source::Software)
+}
 
 fn into(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     if ctx.cpu.flags.has(bit::OF) { ctx.software_interrupt(vector::OF, Source::Software) } else { Ok(()) }
 }
 
-fn int1(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { ctx.software_interrupt(vector::DB, Source::Icebp) }
+fn int1(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    ctx.software_interrupt(vector::DB, Source::Icebp)
+}

@@ -14,6 +14,7 @@ use crate::vcpu::task::{Nesting, TaskSwitch};
 use crate::vcpu::{Seg, cr4, gpr};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[end(C::Iretw, iret::<u16>), end(C::Iretd, iret::<u32>), end(C::Iretq, iret::<u64>)];
 
 /// What IRET pops first.
@@ -73,6 +74,7 @@ impl Ctx<'_> {
         self.set_sp(self.cpu.gpr[gpr::RSP].wrapping_add(3 * frame.slot.bytes()));
         self.iret_flags(frame, mask);
         self.cpu.refresh();
+        self.mmu_switch();
         Ok(())
     }
 

@@ -79,13 +79,13 @@ pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate
 /// All rows of all families.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     [
+        control::ROWS, desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS,
         alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
-        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS, control::ROWS,
-        desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS,
+        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS,
         sse::approx::ROWS, sse::float::ROWS, sse::gpr::ROWS, sse::lanes::ROWS, sse::mov::ROWS, sse::mxcsr::ROWS,
         sse::packed::ROWS, sse::strings::ROWS, mmx::mov::ROWS, mmx::native::ROWS,
-        x87::arith::ROWS, x87::compare::ROWS, x87::control::ROWS, x87::convert::ROWS, x87::env::ROWS,
-        x87::stack::ROWS, xsave::ROWS,
+        x87::arith::ROWS, x87::compare::ROWS, x87::control::ROWS, x87::convert::ROWS, x87::env::ROWS, x87::remainder::ROWS,
+        x87::stack::ROWS, x87::transcendental::ROWS, xsave::ROWS,
     ]
     .into_iter()
     .flatten()

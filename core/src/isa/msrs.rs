@@ -12,6 +12,7 @@ use crate::vcpu::descriptor::canonical;
 use crate::vcpu::{Seg, Vcpu, cr0, efer, gpr};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[row(C::Rdmsr, rdmsr), end(C::Wrmsr, wrmsr)];
 
 /// Ticks of the TSC in a second of guest time: one each nanosecond.
@@ -79,14 +80,17 @@ const APIC_BSP: u64 = 1 << 8;
 const MTRR_CAP: u64 = 0x508;
 
 /// Not vulnerable to: rogue data cache load, L1TF (no flush needed), store bypass, MDS, page-size-change machine
-/// checks, TAA, stale fill-buffer data (three forms), gather data sampling, register-file data sampling. True of an
-/// engine that speculates nothing, and spares guests their mitigations.
-const ARCH_CAPABILITIES: u64 = 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 26 | 1 << 27;
+/// checks, TAA, stale fill-buffer data (three forms), branch history injection, post-barrier return predictions,
+/// gather data sampling, register-file data sampling, indirect target selection. True of an engine that speculates
+/// nothing, and spares guests their mitigations.
+const ARCH_CAPABILITIES: u64 = 1 | 0xf << 3 | 1 << 8 | 7 << 13 | 1 << 20 | 1 << 24 | 3 << 26 | 1 << 62;
 
 /// Branch-trace and PEBS "unavailable" bits of IA32_MISC_ENABLE: read-only ones.
 const MISC_ENABLE_FIXED: u64 = 0x1800;
 
-fn check(ok: bool) -> Exec { if ok { Ok(()) } else { Err(Exception::gp(0)) } }
+fn check(ok: bool) -> Exec {
+    if ok { Ok(()) } else { Err(Exception::gp(0)) }
+}
 
 fn msr_allowed(ctx: &Ctx<'_>) -> Exec {
     if !ctx.cpu.model.has(Feature::Msr) {
@@ -113,9 +117,19 @@ fn wrmsr(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 fn first_model(msr: u32) -> CpuModel {
     match msr {
         num::P5_MC_ADDR | num::P5_MC_TYPE | num::TSC => CpuModel::Pentium,
-        num::TSC_ADJUST | num::FSB_FREQ | num::PLATFORM_INFO | num::ARCH_CAPABILITIES | num::PERF_STATUS
-        | num::PERF_CTL | num::THERM_INTERRUPT | num::THERM_STATUS | num::MISC_ENABLE | num::TSC_DEADLINE
-        | num::X2APIC_FIRST..=num::X2APIC_LAST | num::EFER..=num::FMASK | num::FS_BASE..=num::TSC_AUX
+        num::TSC_ADJUST
+        | num::FSB_FREQ
+        | num::PLATFORM_INFO
+        | num::ARCH_CAPABILITIES
+        | num::PERF_STATUS
+        | num::PERF_CTL
+        | num::THERM_INTERRUPT
+        | num::THERM_STATUS
+        | num::MISC_ENABLE
+        | num::TSC_DEADLINE
+        | num::X2APIC_FIRST..=num::X2APIC_LAST
+        | num::EFER..=num::FMASK
+        | num::FS_BASE..=num::TSC_AUX
         | num::FEATURE_CONTROL => CpuModel::X86_64V2,
         _ => CpuModel::Pentium3,
     }
@@ -131,11 +145,15 @@ fn mtrr_fix(msr: u32) -> Option<usize> {
     }
 }
 
-const fn mtrr_type(t: u64) -> bool { matches!(t & 0xff, 0 | 1 | 4 | 5 | 6) }
+const fn mtrr_type(t: u64) -> bool {
+    matches!(t & 0xff, 0 | 1 | 4 | 5 | 6)
+}
 
 impl Ctx<'_> {
     /// The TSC as RDTSC shows it now.
-    pub fn read_tsc(&mut self) -> u64 { self.sys.read_time().0.wrapping_add(self.cpu.msr.tsc_offset) }
+    pub fn read_tsc(&mut self) -> u64 {
+        self.sys.read_time().0.wrapping_add(self.cpu.msr.tsc_offset)
+    }
 
     /// Reads an MSR; #GP(0) if there is none of this number.
     pub fn read_msr(&mut self, msr: u32) -> Result<u64, Exception> {
@@ -159,7 +177,9 @@ impl Ctx<'_> {
             num::MCG_STATUS => m.mcg_status,
             num::MISC_ENABLE => m.misc_enable | MISC_ENABLE_FIXED,
             num::DEBUGCTL => m.debugctl,
-            num::MTRR_PHYSBASE0..=num::MTRR_PHYSMASK7 => m.mtrr_var[(msr - num::MTRR_PHYSBASE0) as usize & 15],
+            num::MTRR_PHYSBASE0..=num::MTRR_PHYSMASK7 => {
+                m.mtrr_var[(msr - num::MTRR_PHYSBASE0) as usize & 15]
+            }
             num::PAT => m.pat,
             num::MTRR_DEF_TYPE => m.mtrr_def_type,
             num::TSC_DEADLINE => self.sys.board.tsc_deadline(self.cpu.index),
@@ -218,7 +238,9 @@ impl Ctx<'_> {
             num::MISC_ENABLE => self.cpu.msr.misc_enable = v & !MISC_ENABLE_FIXED,
             num::STAR => self.cpu.msr.star = v,
             num::BIOS_SIGN_ID => self.cpu.msr.bios_sign_id = v,
-            num::MTRR_PHYSBASE0..=num::MTRR_PHYSMASK7 | num::MTRR_DEF_TYPE => return self.cpu.write_mtrr(msr, v),
+            num::MTRR_PHYSBASE0..=num::MTRR_PHYSMASK7 | num::MTRR_DEF_TYPE => {
+                return self.cpu.write_mtrr(msr, v);
+            }
             _ if mtrr_fix(msr).is_some() => {
                 check((0..8).all(|n| mtrr_type(v >> (8 * n))))?;
                 self.cpu.msr.mtrr_fix[mtrr_fix(msr).unwrap_or(0)] = v;
@@ -305,9 +327,22 @@ impl Ctx<'_> {
 fn reads_zero(msr: u32) -> bool {
     matches!(
         msr,
-        num::P5_MC_ADDR | num::P5_MC_TYPE | num::PLATFORM_ID | num::EBL_CR_POWERON | num::PERFCTR0 | num::PERFCTR1
-            | num::FSB_FREQ | num::BBL_CR_CTL3 | num::MCG_CAP | num::EVNTSEL0 | num::EVNTSEL1 | num::PERF_STATUS
-            | num::PERF_CTL | num::THERM_INTERRUPT | num::THERM_STATUS | num::LAST_BRANCH_FROM..=num::LAST_INT_TO
+        num::P5_MC_ADDR
+            | num::P5_MC_TYPE
+            | num::PLATFORM_ID
+            | num::EBL_CR_POWERON
+            | num::PERFCTR0
+            | num::PERFCTR1
+            | num::FSB_FREQ
+            | num::BBL_CR_CTL3
+            | num::MCG_CAP
+            | num::EVNTSEL0
+            | num::EVNTSEL1
+            | num::PERF_STATUS
+            | num::PERF_CTL
+            | num::THERM_INTERRUPT
+            | num::THERM_STATUS
+            | num::LAST_BRANCH_FROM..=num::LAST_INT_TO
     )
 }
 
@@ -315,9 +350,18 @@ fn reads_zero(msr: u32) -> bool {
 fn ignores_writes(msr: u32) -> bool {
     matches!(
         msr,
-        num::P5_MC_ADDR | num::P5_MC_TYPE | num::EBL_CR_POWERON | num::BIOS_UPDT_TRIG | num::PERFCTR0
-            | num::PERFCTR1 | num::BBL_CR_CTL3 | num::EVNTSEL0 | num::EVNTSEL1 | num::PERF_CTL
-            | num::THERM_INTERRUPT | num::THERM_STATUS
+        num::P5_MC_ADDR
+            | num::P5_MC_TYPE
+            | num::EBL_CR_POWERON
+            | num::BIOS_UPDT_TRIG
+            | num::PERFCTR0
+            | num::PERFCTR1
+            | num::BBL_CR_CTL3
+            | num::EVNTSEL0
+            | num::EVNTSEL1
+            | num::PERF_CTL
+            | num::THERM_INTERRUPT
+            | num::THERM_STATUS
     )
 }
 

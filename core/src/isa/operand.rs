@@ -10,9 +10,63 @@ impl Ctx<'_> {
     /// Effective address of the memory operand: offset within its segment.
     #[inline(always)]
     pub fn ea(&self, i: &Insn) -> u64 {
-        let g = &self.cpu.gpr;
-        let index = g[(i.index % 21) as usize] << i.scale;
-        g[(i.base % 21) as usize].wrapping_add(index).wrapping_add(i.disp) & i.addr_mask
+        let g = |r: u8| self.cpu.gpr.get(r as usize).copied().unwrap_or(0);
+        (g(i.index) << (i.scale & 3)).wrapping_add(g(i.base)).wrapping_add(i.disp) & i.addr_mask
+    }
+
+    /// Reads the r/m operand and does `f` with it. The memory case is kept out of line, so that the register case
+    /// stays a handful of host instructions without a stack frame.
+    #[inline(always)]
+    pub fn with_rm<W: Width>(&mut self, i: &Insn, f: impl FnOnce(&mut Self, W)) -> Exec {
+        if i.is_mem() {
+            return self.with_mem(i, f);
+        }
+        let v = W::reg(self.cpu, i.rm);
+        f(self, v);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn with_mem<W: Width>(&mut self, i: &Insn, f: impl FnOnce(&mut Self, W)) -> Exec {
+        let v = self.load(i.seg, self.ea(i))?;
+        f(self, v);
+        Ok(())
+    }
+
+    /// Replaces the r/m operand by what `f` makes of it. `f` may change flags: it runs after every check that could
+    /// fault. Out of line for memory, as [`Ctx::with_rm`].
+    #[inline(always)]
+    pub fn update_rm<W: Width>(&mut self, i: &Insn, f: impl FnOnce(&mut Self, W) -> W) -> Exec {
+        if i.is_mem() {
+            return self.update_mem(i, f);
+        }
+        let v = W::reg(self.cpu, i.rm);
+        let r = f(self, v);
+        W::set_reg(self.cpu, i.rm, r);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn update_mem<W: Width>(&mut self, i: &Insn, f: impl FnOnce(&mut Self, W) -> W) -> Exec {
+        let ea = self.ea(i);
+        let v = self.load_rmw(i.seg, ea)?;
+        let r = f(self, v);
+        self.store(i.seg, ea, r)
+    }
+
+    /// Writes the r/m operand, out of line for memory.
+    #[inline(always)]
+    pub fn put_rm<W: Width>(&mut self, i: &Insn, v: W) -> Exec {
+        if i.is_mem() {
+            return self.put_mem(i, v);
+        }
+        W::set_reg(self.cpu, i.rm, v);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn put_mem<W: Width>(&mut self, i: &Insn, v: W) -> Exec {
+        self.store(i.seg, self.ea(i), v)
     }
 
     /// Reads the r/m operand.
@@ -40,10 +94,14 @@ impl Ctx<'_> {
 
     /// Register operand (ModRM.reg).
     #[inline(always)]
-    pub fn reg<W: Width>(&self, i: &Insn) -> W { W::reg(self.cpu, i.reg) }
+    pub fn reg<W: Width>(&self, i: &Insn) -> W {
+        W::reg(self.cpu, i.reg)
+    }
 
     #[inline(always)]
-    pub fn set_reg<W: Width>(&mut self, i: &Insn, v: W) { W::set_reg(self.cpu, i.reg, v) }
+    pub fn set_reg<W: Width>(&mut self, i: &Insn, v: W) {
+        W::set_reg(self.cpu, i.reg, v)
+    }
 
     /// Sets the stack pointer, keeping the bits the stack size does not cover.
     #[inline(always)]
@@ -80,5 +138,7 @@ impl Ctx<'_> {
     /// one for the instruction); if iterations remain it sets RIP back to `insn_rip`. One that faults after `n`
     /// completed iterations (registers updated for those) adds `n` and returns the fault. A zero count ticks once.
     #[inline(always)]
-    pub fn rep_may_continue(&self, done: u64) -> bool { done == 0 || self.sys.icount + done < self.sys.limit }
+    pub fn rep_may_continue(&self, done: u64) -> bool {
+        done == 0 || self.sys.icount + done < self.sys.limit
+    }
 }

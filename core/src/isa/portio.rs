@@ -13,6 +13,7 @@ use crate::vcpu::segment::attr;
 use crate::vcpu::{Seg, ZERO};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     end(C::In_AL_imm8, in_imm::<u8>), end(C::In_AX_imm8, in_imm::<u16>), end(C::In_EAX_imm8, in_imm::<u32>),
     end(C::In_AL_DX, in_dx::<u8>), end(C::In_AX_DX, in_dx::<u16>), end(C::In_EAX_DX, in_dx::<u32>),
@@ -79,17 +80,29 @@ fn output<W: Width>(ctx: &mut Ctx<'_>, port: u16) -> Exec {
     Ok(())
 }
 
-fn in_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { input::<W>(ctx, i.imm as u16 & 0xff) }
+fn in_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    input::<W>(ctx, i.imm as u16 & 0xff)
+}
 
-fn in_dx<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { input::<W>(ctx, ctx.cpu.gpr[RDX] as u16) }
+fn in_dx<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    input::<W>(ctx, ctx.cpu.gpr[RDX] as u16)
+}
 
-fn out_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { output::<W>(ctx, i.imm as u16 & 0xff) }
+fn out_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    output::<W>(ctx, i.imm as u16 & 0xff)
+}
 
-fn out_dx<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { output::<W>(ctx, ctx.cpu.gpr[RDX] as u16) }
+fn out_dx<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    output::<W>(ctx, ctx.cpu.gpr[RDX] as u16)
+}
 
-fn ins<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { repeat(ctx, i, ins_once::<W>) }
+fn ins<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    repeat(ctx, i, ins_once::<W>)
+}
 
-fn outs<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { repeat(ctx, i, outs_once::<W>) }
+fn outs<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    repeat(ctx, i, outs_once::<W>)
+}
 
 /// One INS: every fault comes before the port is read.
 fn ins_once<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

@@ -13,6 +13,7 @@ use crate::vcpu::{Seg, Shadow, cr4};
 use iced_x86::Code as C;
 
 // Loads end their block: decoded instructions carry no segment state, but limits and the stack size may change.
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     row(C::Mov_rm16_Sreg, mov_from_sreg::<u16>), row(C::Mov_r32m16_Sreg, mov_from_sreg::<u32>),
     row(C::Mov_r64m16_Sreg, mov_from_sreg::<u64>), end(C::Mov_Sreg_rm16, mov_to_sreg),

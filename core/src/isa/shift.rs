@@ -109,14 +109,14 @@ fn masked<W: Width>(count: u64) -> u32 {
 
 #[inline(always)]
 fn shift<O: Shift, W: Width>(ctx: &mut Ctx<'_>, i: &Insn, n: u32, changed: u64) -> Exec {
-    let a = ctx.rmw::<W>(i)?;
-    if n == 0 {
-        return ctx.set_rm(i, a);
-    }
-    let (r, f) = O::apply::<W>(a.u(), n, ctx.cpu.flags.0);
-    ctx.set_rm(i, W::of(r))?;
-    ctx.cpu.flags.replace(changed, f);
-    Ok(())
+    ctx.update_rm(i, |ctx, a: W| {
+        if n == 0 {
+            return a;
+        }
+        let (r, f) = O::apply::<W>(a.u(), n, ctx.cpu.flags.0);
+        ctx.cpu.flags.replace(changed, f);
+        W::of(r)
+    })
 }
 
 fn by_imm<O: Shift, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -160,15 +160,15 @@ fn shrd<W: Width>(a: u64, b: u64, n: u32) -> (u64, u64) {
 #[inline(always)]
 fn double<const LEFT: bool, W: Width>(ctx: &mut Ctx<'_>, i: &Insn, count: u64) -> Exec {
     let n = masked::<W>(count);
-    let a = ctx.rmw::<W>(i)?;
-    if n == 0 {
-        return ctx.set_rm(i, a);
-    }
     let b = ctx.reg::<W>(i).u();
-    let (r, f) = if LEFT { shld::<W>(a.u(), b, n) } else { shrd::<W>(a.u(), b, n) };
-    ctx.set_rm(i, W::of(r))?;
-    ctx.cpu.flags.replace(ARITH, f);
-    Ok(())
+    ctx.update_rm(i, |ctx, a: W| {
+        if n == 0 {
+            return a;
+        }
+        let (r, f) = if LEFT { shld::<W>(a.u(), b, n) } else { shrd::<W>(a.u(), b, n) };
+        ctx.cpu.flags.replace(ARITH, f);
+        W::of(r)
+    })
 }
 
 const LEFT: bool = true;

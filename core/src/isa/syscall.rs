@@ -11,6 +11,7 @@ use crate::vcpu::segment::{Segment, attr};
 use crate::vcpu::{Seg, efer, gpr};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     end(C::Syscall, syscall), end(C::Sysretd, sysret::<false>), end(C::Sysretq, sysret::<true>),
     end(C::Sysenter, sysenter), end(C::Sysexitd, sysexit::<false>), end(C::Sysexitq, sysexit::<true>),
@@ -24,7 +25,9 @@ fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
     flat(selector, FLAT | attr::CODE | size | u32::from(dpl) << 5)
 }
 
-fn flat_data(selector: u16, dpl: u8) -> Segment { flat(selector, FLAT | attr::DB | u32::from(dpl) << 5) }
+fn flat_data(selector: u16, dpl: u8) -> Segment {
+    flat(selector, FLAT | attr::DB | u32::from(dpl) << 5)
+}
 
 fn flat(selector: u16, attr: u32) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attr, lin_base: 0, fast: 0 }

@@ -11,6 +11,7 @@ use crate::vcpu::newstack::Slot;
 use crate::vcpu::{Shadow, Vcpu, cr4};
 use iced_x86::Code as C;
 
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     end(C::Cli, cli), end(C::Sti, sti),
     row(C::Pushfw, pushf::<u16>), row(C::Pushfd, pushf::<u32>), row(C::Pushfq, pushf::<u64>),

@@ -12,6 +12,7 @@ use crate::vcpu::{Activity, cr4, gpr};
 use iced_x86::Code as C;
 
 // MONITOR, MWAIT, RDPID, RSM, VMCALL and their like are not shown by any CPU model: no row, so #UD.
+#[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     row(C::Cpuid, cpuid), row(C::Rdtsc, rdtsc), row(C::Rdtscp, rdtscp), row(C::Rdpmc, rdpmc),
     end(C::Hlt, hlt), end(C::Invlpg_m, privileged_nop), end(C::Invd, privileged_nop),
@@ -84,7 +85,9 @@ fn hlt(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 }
 
 /// INVLPG, INVD, WBINVD: TLBs are coherent and there are no caches, so only the privilege check is left.
-fn privileged_nop(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { ctx.require_cpl0() }
+fn privileged_nop(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    ctx.require_cpl0()
+}
 
 fn invpcid(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     if !ctx.cpu.model.has(Feature::Invpcid) {

@@ -7,7 +7,6 @@
 use super::entry::Uses;
 use iced_x86::code_asm::{
     CodeAssembler, IcedError, eax, mm1, mm2, qword_ptr, rax, rcx, rdi, rdx, dword_ptr, xmm0, xmm1, xmm2, xmmword_ptr,
-    ax,
 };
 use iced_x86::{Code, Instruction, OpCodeOperandKind as K, Register};
 
@@ -172,15 +171,6 @@ fn load(a: &mut CodeAssembler, s: &Shape) -> Result<(), IcedError> {
     }
     if s.xmm_rm {
         a.movaps(xmm2, xmmword_ptr(rdi + RM))?;
-    }
-    if s.mm_reg || s.mm_rm {
-        // Instructions that go from x87 to MMX state need a clean status word: no pending exception of our own.
-        let mut clean = a.create_label();
-        a.fnstsw(ax)?;
-        a.test(eax, 0xbf)?;
-        a.je(clean)?;
-        a.fnclex()?;
-        a.set_label(&mut clean)?;
     }
     if s.mm_reg {
         a.movq(mm1, qword_ptr(rdi + REG))?;

@@ -5,6 +5,7 @@
 //! and the suppression of results are the host's. That is safe because x87 exceptions are deferred to the next
 //! waiting instruction, and FNCLEX, which does not wait, comes before it.
 
+use crate::vcpu::fpu::sw;
 use iced_x86::code_asm::{CodeAssembler, IcedError, ax, ecx, eax, qword_ptr, rdi, rdx, st0, tbyte_ptr, word_ptr};
 use iced_x86::{Code, Instruction, MemoryOperand, OpCodeOperandKind as K, OpKind, Register};
 
@@ -28,8 +29,11 @@ pub struct X87Operands {
     pub mem: u128,
     /// Control word to run under.
     pub cw: u16,
-    /// Status word afterwards (the exception flags start clear).
+    /// Status word afterwards. Its exception flags are those raised, and maybe some of the sticky ones.
     pub sw: u16,
+    /// Exception flags that must be clear before the instruction: all but the guest's sticky ones if every exception
+    /// is masked (then they need not be told apart from new ones), all otherwise.
+    pub clear: u16,
     /// Control word of our own code.
     pub cw_host: u16,
     /// RFLAGS after the instruction.
@@ -44,6 +48,7 @@ const ST1: i32 = std::mem::offset_of!(X87Operands, st1) as i32;
 const MEM: i64 = std::mem::offset_of!(X87Operands, mem) as i64;
 const CW: i32 = std::mem::offset_of!(X87Operands, cw) as i32;
 const SW: i32 = std::mem::offset_of!(X87Operands, sw) as i32;
+const CLEAR: i32 = std::mem::offset_of!(X87Operands, clear) as i32;
 const CW_HOST: i32 = std::mem::offset_of!(X87Operands, cw_host) as i32;
 const FLAGS: i32 = std::mem::offset_of!(X87Operands, flags) as i32;
 
@@ -65,7 +70,8 @@ fn rename(code: Code) -> Result<Instruction, IcedError> {
             Instruction::with1(code, m)
         }
         _ => {
-            let mut i = Instruction::with(code);
+            let mut i = Instruction::default();
+            i.set_code(code);
             for (n, r) in [(0, Register::ST0), (1, Register::ST1)] {
                 i.set_op_kind(n, OpKind::Register);
                 i.set_op_register(n, r);
@@ -83,7 +89,13 @@ pub fn assemble(code: u16) -> Result<Vec<u8>, String> {
 
 fn sequence(code: Code) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
-    clear_exceptions(&mut a)?;
+    // FNCLEX is slow and sticky flags are common: only if there are foreign ones.
+    let mut clean = a.create_label();
+    a.fnstsw(ax)?;
+    a.test(word_ptr(rdi + CLEAR), ax)?;
+    a.je(clean)?;
+    a.fnclex()?;
+    a.set_label(&mut clean)?;
     let mut default_cw = a.create_label();
     a.movzx(ecx, word_ptr(rdi + CW))?;
     a.cmp(ecx, i32::from(HOST_CW))?;
@@ -100,7 +112,12 @@ fn sequence(code: Code) -> Result<Vec<u8>, IcedError> {
     }
     a.fnstsw(ax)?;
     a.mov(word_ptr(rdi + SW), ax)?;
-    clear_exceptions(&mut a)?;
+    // An unmasked exception must go before the next waiting instruction.
+    let mut quiet = a.create_label();
+    a.test(eax, i32::from(sw::ES))?;
+    a.je(quiet)?;
+    a.fnclex()?;
+    a.set_label(&mut quiet)?;
     if pops(code) {
         a.emms()?;
     } else {
@@ -114,14 +131,4 @@ fn sequence(code: Code) -> Result<Vec<u8>, IcedError> {
     a.set_label(&mut done)?;
     a.ret()?;
     a.assemble(0)
-}
-
-/// FNCLEX if any exception flag is set (it is slow, and usually none is).
-fn clear_exceptions(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut clean = a.create_label();
-    a.fnstsw(ax)?;
-    a.test(eax, 0xff)?;
-    a.je(clean)?;
-    a.fnclex()?;
-    a.set_label(&mut clean)
 }

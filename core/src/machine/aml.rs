@@ -51,9 +51,13 @@ pub fn eisa_id(id: &str) -> Vec<u8> {
     [&[0x0c], &n.to_be_bytes()[..]].concat()
 }
 
-pub fn name(n: &str, value: Vec<u8>) -> Vec<u8> { [vec![0x08], path(n), value].concat() }
+pub fn name(n: &str, value: Vec<u8>) -> Vec<u8> {
+    [vec![0x08], path(n), value].concat()
+}
 
-pub fn scope(n: &str, body: &[Vec<u8>]) -> Vec<u8> { [vec![0x10], with_length(&[path(n), body.concat()].concat())].concat() }
+pub fn scope(n: &str, body: &[Vec<u8>]) -> Vec<u8> {
+    [vec![0x10], with_length(&[path(n), body.concat()].concat())].concat()
+}
 
 pub fn device(n: &str, body: &[Vec<u8>]) -> Vec<u8> {
     [vec![0x5b, 0x82], with_length(&[path(n), body.concat()].concat())].concat()
@@ -77,7 +81,9 @@ pub fn io(base: u16, len: u8) -> Vec<u8> {
 }
 
 /// Edge-triggered, active-high, exclusive IRQ descriptor (6.4.2.1).
-pub fn irq(n: u8) -> Vec<u8> { [&[0x22][..], &(1u16 << (n & 15)).to_le_bytes()].concat() }
+pub fn irq(n: u8) -> Vec<u8> {
+    [&[0x22][..], &(1u16 << (n & 15)).to_le_bytes()].concat()
+}
 
 /// Word address-space descriptor of a producer (6.4.3.5.3): `kind` 1 I/O, 2 bus numbers.
 pub fn word_space(kind: u8, min: u16, max: u16) -> Vec<u8> {
@@ -96,4 +102,28 @@ pub fn dword_memory(min: u32, max: u32, cacheable: bool) -> Vec<u8> {
         v.extend(w.to_le_bytes());
     }
     v
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn package_length_encodings() {
+        assert_eq!(with_length(&[0; 0x3e])[..1], [0x3f]);
+        assert_eq!(with_length(&[0; 0x3f])[..2], [0x41, 0x04]);
+        assert_eq!(with_length(&[0; 0xffe])[..3], [0x81, 0x00, 0x01]);
+    }
+
+    #[test]
+    fn eisa_id_of_the_pci_bus() {
+        assert_eq!(eisa_id("PNP0A03"), [0x0c, 0x41, 0xd0, 0x0a, 0x03]);
+    }
+
+    #[test]
+    fn name_paths() {
+        assert_eq!(path("\\_S5"), b"\\_S5_");
+        assert_eq!(path("PCI0"), b"PCI0");
+        assert_eq!(path("\\_SB.PCI0"), b"\\\x2e_SB_PCI0");
+    }
 }

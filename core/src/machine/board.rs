@@ -9,6 +9,8 @@ mod pio;
 mod snapshot;
 mod timers;
 
+pub use mmio::IOAPIC_BASE;
+
 use super::config::MachineConfig;
 use crate::addr::GuestTime;
 use crate::clock::Clock;
@@ -43,7 +45,9 @@ pub struct BusCtx<'a> {
 
 impl BusCtx<'_> {
     /// The time a timer register shows now (under `--clock host` a logged input).
-    pub fn now(&mut self) -> GuestTime { self.clock.read(self.when, self.input) }
+    pub fn now(&mut self) -> GuestTime {
+        self.clock.read(self.when, self.input)
+    }
 }
 
 /// What devices ask of the VM or of a vCPU; taken by the engine after each access and each timer expiry.
@@ -98,12 +102,8 @@ impl Board {
     pub fn new(config: &MachineConfig) -> Self {
         let vcpus = config.vcpus.max(1);
         let low = config.memory.min(LOW_RAM_END);
-        let initial = Initial {
-            wall_time: config.wall_time,
-            low_memory: low,
-            high_memory: config.memory - low,
-            vcpus,
-        };
+        let initial =
+            Initial { wall_time: config.wall_time, low_memory: low, high_memory: config.memory - low, vcpus };
         let mut board = Self {
             events: Vec::new(),
             a20_changed: true,
@@ -163,7 +163,9 @@ impl Board {
     }
 
     /// AND-mask of physical addresses the A20 gate makes now: what `Memory::a20_mask` has to be.
-    pub fn a20_mask(&self) -> u64 { if self.sysctl.a20 { u64::MAX } else { !(1 << 20) } }
+    pub fn a20_mask(&self) -> u64 {
+        if self.sysctl.a20 { u64::MAX } else { !(1 << 20) }
+    }
 
     /// Drives the A20 gate, and memory with it.
     fn set_a20(&mut self, on: bool, bus: &mut BusCtx<'_>) {
@@ -198,3 +200,5 @@ impl Board {
     }
 }
 
+#[cfg(test)]
+mod tests;

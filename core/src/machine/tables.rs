@@ -1,29 +1,34 @@
 //! Firmware tables of direct boots: ACPI and the MP configuration table, describing exactly the board of `board`.
 //! Sources: ACPI 6.4, chapter 5; Intel MultiProcessor Specification 1.4, chapter 4.
 //!
-//! All lie in 0xE0000-0xFFFFF, where nothing loads images and where guests search for the root pointers.
+//! All lie in 0xE0000-0xFFFFF, where nothing loads images; the root pointers at 0xF0000, the only place every guest
+//! searches. The BIOS data area says where conventional memory ends, since guests search below that too.
 
 use super::aml;
-const IOAPIC_BASE: u64 = 0xfec0_0000;
+use super::board::IOAPIC_BASE;
 use super::config::MachineConfig;
 use crate::addr::Gpa;
 use crate::devices::{acpi_pm, pci};
 use crate::mem::Memory;
+use crate::mem::map::LOW_RAM_END;
 
 /// The ACPI root pointer; the tables follow it.
 const RSDP: u64 = 0xf_0000;
 const TABLES: u64 = 0xf_0040;
-/// The MP floating pointer, followed by its configuration table.
-const MP_POINTER: u64 = 0xe_0000;
-const MP_TABLE: u64 = 0xe_0010;
+/// The MP floating pointer (between the RSDP and the tables), and its configuration table.
+const MP_POINTER: u64 = 0xf_0030;
+const MP_TABLE: u64 = 0xe_0000;
+/// The extended BIOS data area: the last KiB of conventional memory.
+pub const EBDA: u64 = 0x9_fc00;
 const LAPIC_BASE: u32 = 0xfee0_0000;
 const OEM: &[u8; 6] = b"RETROV";
 const SCI: u8 = 9;
 /// Length of a table header (5.2.6).
 const HEADER: usize = 36;
 
-/// Writes the tables; returns the address of the RSDP.
+/// Writes the tables of a direct boot; returns the address of the RSDP. Memory from [`EBDA`] to 0xA0000 is taken.
 pub fn install(mem: &mut Memory, config: &MachineConfig) -> u64 {
+    install_bios_data(mem);
     install_acpi(mem, config);
     install_mp(mem, config);
     RSDP
@@ -63,6 +68,15 @@ impl Placer<'_> {
         self.at = (at + bytes.len() as u64).next_multiple_of(64);
         at as u32
     }
+}
+
+/// What firmware leaves in the BIOS data area: COM1's port, the EBDA's segment, conventional memory in KiB.
+fn install_bios_data(mem: &mut Memory) {
+    mem.write_phys(Gpa(0x400), &0x3f8u16.to_le_bytes());
+    mem.write_phys(Gpa(0x40e), &((EBDA >> 4) as u16).to_le_bytes());
+    mem.write_phys(Gpa(0x413), &((EBDA >> 10) as u16).to_le_bytes());
+    // The EBDA starts with its size in KiB.
+    mem.write_phys(Gpa(EBDA), &[1]);
 }
 
 fn install_acpi(mem: &mut Memory, config: &MachineConfig) {
@@ -181,9 +195,8 @@ fn dsdt(config: &MachineConfig) -> Vec<u8> {
     let sleep = aml::name("\\_S5", aml::package(&[aml::int(s5), aml::int(s5), aml::int(0), aml::int(0)]));
     let mut root = vec![
         aml::name("_HID", aml::eisa_id("PNP0A03")),
-        aml::name("_ADR", aml::int(0)),
         aml::name("_UID", aml::int(0)),
-        aml::name("_CRS", root_resources(config)),
+        aml::name("_CRS", root_resources()),
         aml::name("_PRT", routing()),
     ];
     root.push(isa_devices());
@@ -202,16 +215,14 @@ fn processor(n: u8) -> Vec<Vec<u8>> {
     ]
 }
 
-fn root_resources(config: &MachineConfig) -> Vec<u8> {
-    let low = config.memory.min(crate::mem::map::LOW_RAM_END) as u32;
-    let hole = low.max(0xc000_0000);
+fn root_resources() -> Vec<u8> {
     aml::resources(&[
         aml::word_space(2, 0, 0xff),
         aml::io(0xcf8, 8),
         aml::word_space(1, 0, 0x0cf7),
         aml::word_space(1, 0x0d00, 0xffff),
         aml::dword_memory(0xa_0000, 0xb_ffff, true),
-        aml::dword_memory(hole, 0xfebf_ffff, false),
+        aml::dword_memory(LOW_RAM_END as u32, 0xfebf_ffff, false),
     ])
 }
 
@@ -330,7 +341,9 @@ mod tests {
         b
     }
 
-    fn word(b: &[u8], at: usize) -> u32 { u32::from_le_bytes(b[at..at + 4].try_into().unwrap()) }
+    fn word(b: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(b[at..at + 4].try_into().unwrap())
+    }
 
     /// The table at `at`, its checksum verified.
     fn read_table(mem: &Memory, at: u64) -> Vec<u8> {
@@ -340,16 +353,76 @@ mod tests {
         t
     }
 
+    fn acpi(mem: &Memory) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+        let rsdp = bytes(mem, RSDP, 36);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((checksum(&rsdp[..20]), checksum(&rsdp)), (0, 0));
+        let xsdt = read_table(mem, word(&rsdp, 24).into());
+        let rsdt = read_table(mem, word(&rsdp, 16).into());
+        assert_eq!((word(&rsdt, 36), word(&rsdt, 40)), (word(&xsdt, 36), word(&xsdt, 44)));
+        let fadt = read_table(mem, word(&xsdt, 36).into());
+        let madt = read_table(mem, word(&xsdt, 44).into());
+        let dsdt = read_table(mem, word(&fadt, 40).into());
+        (fadt, madt, dsdt)
+    }
+
     #[test]
-    fn dump() {
-        let mem = installed(2);
-        let x = read_table(&mem, u64::from(word(&bytes(&mem, RSDP, 36), 24)));
-        let fadt = read_table(&mem, word(&x, 36).into());
-        let madt = read_table(&mem, word(&x, 44).into());
-        let dsdt = read_table(&mem, word(&fadt, 40).into());
-        std::fs::write("/tmp/acpi-xsdt.dat", &x).unwrap();
-        std::fs::write("/tmp/acpi-facp.dat", &fadt).unwrap();
-        std::fs::write("/tmp/acpi-apic.dat", &madt).unwrap();
-        std::fs::write("/tmp/acpi-dsdt.dat", &dsdt).unwrap();
+    fn acpi_tables_are_linked_and_checksummed() {
+        let (fadt, madt, dsdt) = acpi(&installed(1));
+        assert_eq!((&fadt[..4], &madt[..4], &dsdt[..4]), (&b"FACP"[..], &b"APIC"[..], &b"DSDT"[..]));
+        assert_eq!((word(&fadt, 56), word(&fadt, 64), word(&fadt, 76)), (0x600, 0x604, 0x608));
+        assert_eq!(fadt.len(), 244);
+    }
+
+    #[test]
+    fn facs_is_aligned_to_64_bytes() {
+        let mem = installed(1);
+        let facs = word(&acpi(&mem).0, 36);
+        assert_eq!(facs % 64, 0);
+        assert_eq!(bytes(&mem, facs.into(), 4), b"FACS");
+    }
+
+    #[test]
+    fn madt_lists_every_processor() {
+        let mem = installed(4);
+        let madt = acpi(&mem).1;
+        let (mut at, mut ids) = (44, Vec::new());
+        while at < madt.len() {
+            if madt[at] == 0 {
+                ids.push(madt[at + 3]);
+            }
+            at += usize::from(madt[at + 1]);
+        }
+        assert_eq!(at, madt.len());
+        assert_eq!(ids, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn mp_pointer_lies_where_guests_search() {
+        for vcpus in [1, 3] {
+            let mem = installed(vcpus);
+            let area = bytes(&mem, 0xf_0000, 0x1_0000);
+            let at = area.chunks(16).position(|c| c.starts_with(b"_MP_")).unwrap() * 16;
+            assert_eq!(checksum(&area[at..at + 16]), 0);
+            let table = word(&area, at + 4).into();
+            let len = u16::from_le_bytes(bytes(&mem, table + 4, 2).try_into().unwrap());
+            let t = bytes(&mem, table, len.into());
+            assert_eq!((&t[..4], checksum(&t)), (&b"PCMP"[..], 0));
+            let count = u16::from_le_bytes([t[34], t[35]]);
+            let (mut at, mut n, mut cpus) = (44, 0, 0);
+            while at < t.len() {
+                cpus += u8::from(t[at] == 0);
+                at += if t[at] == 0 { 20 } else { 8 };
+                n += 1;
+            }
+            assert_eq!((n, cpus), (count, vcpus));
+        }
+    }
+
+    #[test]
+    fn tables_leave_conventional_memory_alone() {
+        let mem = installed(255);
+        assert!(bytes(&mem, 0x500, (EBDA - 0x500) as usize).iter().all(|b| *b == 0));
+        assert!(bytes(&mem, 0x10_0000, 0x1_0000).iter().all(|b| *b == 0));
     }
 }

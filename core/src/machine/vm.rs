@@ -158,7 +158,7 @@ impl Vm {
 
     /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.
     pub fn inject(&mut self, event: &InputEvent) {
-        self.settle();
+        self.arrive();
         let when = self.when();
         self.sys.input.inject(when, event);
         self.apply(event);
@@ -169,6 +169,7 @@ impl Vm {
         match event {
             InputEvent::Tick { time } => {
                 self.sys.clock.advance_to(self.sys.icount, *time);
+                self.expire_timers();
                 self.settle();
             }
             InputEvent::WritePhys { gpa, bytes } => {

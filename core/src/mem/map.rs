@@ -94,3 +94,34 @@ impl MemMap {
         Target::Mmio
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_has_its_holes() {
+        let m = MemMap::new(5 << 30);
+        assert_eq!(m.lookup(Gpa(0x9_ffff)), Target::Ram(0x9_ffff));
+        assert_eq!(m.lookup(Gpa(0xa_0000)), Target::Mmio);
+        assert_eq!(m.lookup(Gpa(0xb_ffff)), Target::Mmio);
+        assert_eq!(m.lookup(Gpa(0xc_0000)), Target::Ram(0xc_0000));
+        assert_eq!(m.lookup(Gpa(LOW_RAM_END - 1)), Target::Ram(LOW_RAM_END as usize - 1));
+        assert_eq!(m.lookup(Gpa(LOW_RAM_END)), Target::Mmio);
+        assert_eq!(m.lookup(Gpa(HIGH_RAM_START)), Target::Ram(LOW_RAM_END as usize));
+        assert_eq!(m.lookup(Gpa(HIGH_RAM_START + (2 << 30) - 1)), Target::Ram((5 << 30) - 1));
+        assert_eq!(m.lookup(Gpa(HIGH_RAM_START + (2 << 30))), Target::Mmio);
+    }
+
+    #[test]
+    fn rom_replaces_the_middle_of_ram() {
+        let mut m = MemMap::new(16 << 20);
+        m.map_rom(0xf_0000, 0x1_0000, 16 << 20);
+        m.map_rom(0xffff_0000, 0x1_0000, 16 << 20);
+        assert_eq!(m.lookup(Gpa(0xe_ffff)), Target::Ram(0xe_ffff));
+        assert_eq!(m.lookup(Gpa(0xf_0010)), Target::Rom((16 << 20) + 0x10));
+        assert_eq!(m.lookup(Gpa(0x10_0000)), Target::Ram(0x10_0000));
+        assert_eq!(m.lookup(Gpa(0xffff_fff0)), Target::Rom((16 << 20) + 0xfff0));
+        assert!(m.regions().windows(2).all(|w| w[0].end <= w[1].start));
+    }
+}

@@ -14,7 +14,8 @@ use crate::mmu::tlb::Tlb;
 
 /// Per-page flags; a page with any of [`page::SLOW`] set has no write entry in any TLB.
 pub mod page {
-    /// Written since the flag was last cleared (state hashing and checkpoints clear it).
+    /// Written since the flag was last cleared (state hashing and checkpoints clear it). May be set by an access
+    /// that was checked for writing and then not made.
     pub const DIRTY: u8 = 1;
     /// Holds bytes some decoded or translated block was made from.
     pub const CODE: u8 = 2;
@@ -54,6 +55,8 @@ pub struct Memory {
     pub watch_writes: Vec<Traced>,
     /// The map or the A20 mask changed: the MMU drops all shadow tables before the next translation.
     pub(crate) remapped: bool,
+    /// The `a20_mask` everything derived was made with.
+    a20_seen: u64,
 }
 
 impl Memory {
@@ -70,6 +73,7 @@ impl Memory {
             tlb: Tlb::new(pages as usize),
             watch_writes: Vec::new(),
             remapped: false,
+            a20_seen: u64::MAX,
         })
     }
 
@@ -96,6 +100,7 @@ impl Memory {
             let g = gpa + at as u64;
             let n = (bytes.len() - at).min((PAGE_SIZE - g.offset()) as usize);
             match self.map.lookup(g) {
+                Target::Ram(off) if self.read_only(off) => {}
                 Target::Ram(off) => {
                     self.note_write(g, off, n as u32);
                     self.ram.write_bytes(off, &bytes[at..at + n]);
@@ -106,6 +111,12 @@ impl Memory {
             at += n;
         }
         true
+    }
+
+    /// Is the slab page of offset `off` flagged [`page::ROM`]?
+    #[inline]
+    pub(crate) fn read_only(&self, off: usize) -> bool {
+        self.flags[off >> PAGE_SHIFT] & page::ROM != 0
     }
 
     /// Bookkeeping of a write of `len` bytes at `gpa` (inside one page, slab offset `off`) by anyone but a vCPU's
@@ -138,13 +149,16 @@ impl Memory {
         f
     }
 
-    /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, never a table write
-    /// (see [`crate::mmu::walk::Walk::set_accessed`]).
-    pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize) {
+    /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, a table write only if `trace`
+    /// (see [`crate::mmu::walk::Walk::set_accessed`]); the walk drains `table_writes`.
+    pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize, trace: bool) {
         let f = &mut self.flags[off >> PAGE_SHIFT];
         *f |= page::DIRTY;
         if *f & page::CODE != 0 {
             self.code_writes.push(Traced { gpa, len: 1 });
+        }
+        if trace && *f & page::TABLE != 0 {
+            self.table_writes.push(Traced { gpa, len: 1 });
         }
         if *f & page::WATCH != 0 {
             self.watch_writes.push(Traced { gpa, len: 1 });
@@ -195,16 +209,66 @@ impl Memory {
 
     /// Opens (`true`) or closes the A20 gate: closed, bit 20 of every physical address the vCPUs use is zero.
     pub fn set_a20(&mut self, open: bool) {
-        let mask = if open { u64::MAX } else { !(1 << 20) };
-        if mask != self.a20_mask {
-            self.a20_mask = mask;
+        self.a20_mask = if open { u64::MAX } else { !(1 << 20) };
+        self.check_a20();
+    }
+
+    /// Notices a change of `a20_mask` that did not go through [`Memory::set_a20`]. Called at every MMU switch and
+    /// before every translation.
+    #[inline(always)]
+    pub(crate) fn check_a20(&mut self) {
+        if self.a20_mask != self.a20_seen {
+            self.a20_seen = self.a20_mask;
             self.map_changed();
         }
     }
 
     /// To be called after any change of `map` on a machine that has run: drops everything derived from it.
+    #[cold]
     pub fn map_changed(&mut self) {
         self.tlb.flush();
         self.remapped = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn physical_access_stops_at_device_memory() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        assert!(m.write_phys(Gpa(0x9_fff8), &[7; 8]));
+        assert!(!m.write_phys(Gpa(0x9_fffc), &[8; 8]));
+        let mut b = [0; 8];
+        assert!(!m.read_phys(Gpa(0x9_fffc), &mut b));
+        assert_eq!(b, [8, 8, 8, 8, 0, 0, 0, 0]);
+        assert!(m.read_phys(Gpa(0x9_fff8), &mut b));
+        assert_eq!(b, [7, 7, 7, 7, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn writes_are_noted_by_page() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.set_flags(3, page::CODE);
+        m.set_flags(4, page::TABLE | page::WATCH);
+        m.write_phys(Gpa(0x2ff0), &[1; 0x2020]);
+        assert_eq!(m.take_dirty(), [2, 3, 4, 5]);
+        assert!(m.take_dirty().is_empty());
+        assert_eq!(m.code_writes, [Traced { gpa: Gpa(0x3000), len: 0x1000 }]);
+        assert_eq!(m.table_writes, [Traced { gpa: Gpa(0x4000), len: 0x1000 }]);
+        assert_eq!(m.watch_writes, m.table_writes);
+    }
+
+    #[test]
+    fn rom_drops_writes_without_a_trace() {
+        let mut m = Memory::new(16 << 20, 1).unwrap();
+        m.map.map_rom(0xf_f000, 0x1000, 16 << 20);
+        assert!(m.write_phys(Gpa(0xf_f000), &[1]));
+        let mut b = [9];
+        assert!(m.read_phys(Gpa(0xf_f000), &mut b));
+        assert_eq!(b, [0]);
+        assert!(m.take_dirty().is_empty());
     }
 }

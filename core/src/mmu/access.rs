@@ -36,8 +36,7 @@ impl Ctx<'_> {
                 return Ok(self.sys.mem.ram.read(at));
             }
         }
-        let lin = self.linear::<false>(seg, off, T::SIZE as u64)?;
-        self.read_lin(lin, Privilege::Current)
+        self.load_slow(seg, off)
     }
 
     /// Stores a value to `seg:off`.
@@ -51,16 +50,44 @@ impl Ctx<'_> {
                 return Ok(());
             }
         }
-        let lin = self.linear::<true>(seg, off, T::SIZE as u64)?;
-        self.write_lin(lin, v, Privilege::Current)
+        self.store_slow(seg, off, v)
     }
 
     /// Loads for a read-modify-write: all write checks are made first, so that the following [`Ctx::store`] to the
     /// same place cannot fault (and a fault has the W bit set).
     #[inline(always)]
     pub fn load_rmw<T: Pod>(&mut self, seg: u8, off: u64) -> Result<T, Exception> {
+        let s = &self.cpu.seg[seg as usize];
+        if s.fast & Segment::FAST_WRITE != 0 {
+            let lin = s.lin_base.wrapping_add(off) & self.cpu.mode.lin_mask;
+            // What may be written may be read, and a watched page has no write tag.
+            if let Some(at) = self.sys.mem.tlb.write_hit(self.cpu.tlb.0, lin, T::SIZE) {
+                return Ok(self.sys.mem.ram.read(at));
+            }
+        }
+        self.load_rmw_slow(seg, off)
+    }
+
+    // The misses are calls in tail position, so that the hits need no stack frame.
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<T: Pod>(&mut self, seg: u8, off: u64) -> Result<T, Exception> {
+        let lin = self.linear::<false>(seg, off, T::SIZE as u64)?;
+        self.read_lin(lin, Privilege::Current)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<T: Pod>(&mut self, seg: u8, off: u64, v: T) -> Result<(), Exception> {
         let lin = self.linear::<true>(seg, off, T::SIZE as u64)?;
-        // What may be written may be read, and a watched page has no write tag.
+        self.write_lin(lin, v, Privilege::Current)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_rmw_slow<T: Pod>(&mut self, seg: u8, off: u64) -> Result<T, Exception> {
+        let lin = self.linear::<true>(seg, off, T::SIZE as u64)?;
         if let Some(at) = self.sys.mem.tlb.write_hit(self.cpu.tlb.0, lin, T::SIZE) {
             return Ok(self.sys.mem.ram.read(at));
         }

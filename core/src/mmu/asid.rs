@@ -27,11 +27,13 @@ pub struct Spaces {
     clock: u64,
 }
 
-impl Spaces {
-    pub fn new() -> Self {
+impl Default for Spaces {
+    fn default() -> Self {
         Self { spaces: vec![Space { paging: Paging::default(), roots: [None; 4], used: 0 }], clock: 0 }
     }
+}
 
+impl Spaces {
     pub fn get(&self, asid: Asid) -> &Space {
         &self.spaces[asid.0 as usize]
     }

@@ -117,7 +117,7 @@ pub struct Mmu {
 impl Mmu {
     pub fn new() -> Self {
         Self {
-            spaces: Spaces::new(),
+            spaces: Spaces::default(),
             shadow: Shadow::default(),
             cpus: Vec::new(),
             watches: Watches::default(),
@@ -131,7 +131,7 @@ impl Mmu {
     pub fn reset(&mut self, mem: &mut Memory) {
         mem.tlb.flush();
         self.shadow.drop_all(&mut self.spaces, mem);
-        self.spaces = Spaces::new();
+        self.spaces = Spaces::default();
         self.cpus.clear();
         self.watch_hit = None;
         mem.watch_writes.clear();

@@ -183,10 +183,7 @@ impl Shadow {
         }
         self.clock += 1;
         for (i, s) in steps.iter().enumerate() {
-            let child = match steps.get(i + 1).and_then(|n| key(n.level, n.target)) {
-                Some(k) => Some(self.node(mem, k)),
-                None => None,
-            };
+            let child = steps.get(i + 1).and_then(|n| key(n.level, n.target)).map(|k| self.node(mem, k));
             let set =
                 self.set_slot(spaces, mem, id, format.index(lin, s.level), Slot { entry: s.entry, child });
             match child {
@@ -237,20 +234,24 @@ impl Shadow {
         let frame = (off >> 12) as u32;
         self.counters.traced_writes += 1;
         let mut n = 0;
-        while let Some(&id) = self.frames.get(&frame).and_then(|f| f.get(n)) {
+        while let Some(id) = self.node_of(frame, n) {
             let node = &mut self.nodes[id.0 as usize];
             node.writes += 1;
             // No table is written with stores wider than an entry.
             if node.writes > DATA_LIKE_WRITES || w.len > 8 {
                 self.counters.data_like += 1;
                 self.drop_node(spaces, mem, id);
-                // Nodes may have gone with it, also before the `n`th: begin again; what was looked at is harmless.
-                n = 0;
-                continue;
+            } else {
+                self.entries_written(spaces, mem, id, off & 0xfff, w.len);
             }
-            self.entries_written(spaces, mem, id, off & 0xfff, w.len);
-            n += 1;
+            // Other nodes of the page may have gone with it: then begin again, what was looked at is harmless.
+            n = if self.node_of(frame, n) == Some(id) { n + 1 } else { 0 };
         }
+    }
+
+    /// The `n`th node that shadows a slab page.
+    fn node_of(&self, frame: u32, n: usize) -> Option<NodeId> {
+        self.frames.get(&frame)?.get(n).copied()
     }
 
     /// Invalidates the slots of `id` whose entries overlap `len` bytes from `offset` of the page.
@@ -341,7 +342,7 @@ impl Shadow {
         let node = &mut self.nodes[id.0 as usize];
         node.live = false;
         let mut mask = std::mem::take(&mut node.asids);
-        let slots = std::mem::take(&mut node.slots);
+        let mut slots = std::mem::take(&mut node.slots);
         for (p, index) in std::mem::take(&mut node.parents) {
             if let Some(s) = self.nodes[p.0 as usize].slots.get_mut(index as usize) {
                 *s = Slot::default();
@@ -351,11 +352,13 @@ impl Shadow {
             spaces.unroot(Asid(mask.trailing_zeros() as u16), id);
             mask &= mask - 1;
         }
-        for (index, s) in slots.iter().enumerate() {
-            if let Some(c) = s.child {
+        for (index, s) in slots.iter_mut().enumerate() {
+            if let Some(c) = std::mem::take(s).child {
                 self.unlink(spaces, mem, c, id, index);
             }
         }
+        // Kept, empty, for the next node.
+        self.nodes[id.0 as usize].slots = slots;
         if let Some(f) = self.frames.get_mut(&key.page) {
             f.retain(|n| *n != id);
             if f.is_empty() {
@@ -375,16 +378,25 @@ impl Shadow {
         if frame.is_empty() {
             mem.set_flags(key.page as usize, page::TABLE);
         }
-        let slots = vec![Slot::default(); key.format.entries()].into_boxed_slice();
-        let node =
-            Node { key, slots, parents: Vec::new(), asids: 0, used: self.clock, writes: 0, live: true };
+        let node = |slots| Node {
+            key,
+            slots,
+            parents: Vec::new(),
+            asids: 0,
+            used: self.clock,
+            writes: 0,
+            live: true,
+        };
+        let empty = || vec![Slot::default(); key.format.entries()].into_boxed_slice();
         let id = match self.free.pop() {
             Some(id) => {
-                self.nodes[id.0 as usize] = node;
+                let old = &mut self.nodes[id.0 as usize];
+                let slots = std::mem::take(&mut old.slots);
+                *old = node(if slots.len() == key.format.entries() { slots } else { empty() });
                 id
             }
             None => {
-                self.nodes.push(node);
+                self.nodes.push(node(empty()));
                 NodeId(self.nodes.len() as u32 - 1)
             }
         };

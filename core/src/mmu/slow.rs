@@ -5,7 +5,7 @@ use super::access::{canonical, segment_fault, slab};
 use super::shadow::Leaf;
 use super::switch::array;
 use super::tlb::Fill;
-use super::walk::{Format, Rights, pf, walk};
+use super::walk::{Format, Miss, Rights, pf, walk};
 use super::{Access, Mmu, Paging, Privilege, View};
 use crate::addr::{Asid, Gpa, PAGE_SHIFT};
 use crate::ctx::Ctx;
@@ -18,6 +18,16 @@ use crate::vcpu::segment::attr;
 pub(super) struct Place {
     pub gpa: Gpa,
     pub target: Target,
+}
+
+/// A translation, before the access is checked against its rights.
+struct Found {
+    gpa: Gpa,
+    rights: Rights,
+    /// The leaf's dirty bit is set.
+    dirty: bool,
+    /// Made from entries whose writes are traced.
+    cacheable: bool,
 }
 
 impl Ctx<'_> {
@@ -213,6 +223,7 @@ impl Ctx<'_> {
 
     fn write_place(&mut self, p: Place, len: usize, v: u128) {
         match p.target {
+            Target::Ram(off) if self.sys.mem.read_only(off) => {}
             Target::Ram(off) => self.write_ram(p.gpa, off, len, v),
             Target::Rom(_) => {}
             Target::Mmio => self.mmio_write(p.gpa, len, v),
@@ -269,7 +280,7 @@ impl Ctx<'_> {
 }
 
 impl Mmu {
-    /// Translates `lin`: from the shadow tables if they know, else by a guest walk, which they then remember.
+    /// Translates `lin`, checks rights, and fills the TLB.
     fn translate(
         &mut self,
         mem: &mut Memory,
@@ -279,56 +290,84 @@ impl Mmu {
         view: View,
     ) -> Result<Place, Exception> {
         let paging = self.spaces.get(asid).paging;
+        let found = match self.find(mem, asid, &paging, lin, access, view) {
+            Ok(f) if paging.allows(f.rights, access, view) => f,
+            Ok(_) => return Err(self.fault(&paging, lin, access, view, pf::P)),
+            Err(miss) => return Err(self.fault(&paging, lin, access, view, miss.cause())),
+        };
+        let target = mem.map.lookup(found.gpa);
+        if let (Target::Ram(off), Access::Write) = (target, access) {
+            mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);
+        }
+        if found.cacheable {
+            self.fill(mem, asid, view, &paging, lin, &found, target);
+        }
+        Ok(Place { gpa: found.gpa, target })
+    }
+
+    /// Finds what `lin` maps to: from the shadow tables if they know, else by a guest walk, which, if the access is
+    /// allowed, sets A/D bits and is remembered.
+    fn find(
+        &mut self,
+        mem: &mut Memory,
+        asid: Asid,
+        paging: &Paging,
+        lin: u64,
+        access: Access,
+        view: View,
+    ) -> Result<Found, Miss> {
         let known = match paging.format {
             Format::Off => Some(Leaf { gpa: lin, rights: Rights::ALL, dirty: true }),
             _ => self.shadow.lookup(&self.spaces, asid, lin),
         };
         let write = access == Access::Write;
-        let (gpa, rights, dirty, cacheable) = match known {
-            Some(l) if l.dirty || !write => {
-                self.counters.shadow_hits += 1;
-                (Gpa(l.gpa & mem.a20_mask), l.rights, l.dirty, true)
-            }
-            _ => {
-                self.counters.walks += 1;
-                let mut w =
-                    walk(mem, &paging, lin).map_err(|m| self.fault(&paging, lin, access, view, m.cause()))?;
-                if paging.allows(w.rights, access, view) {
-                    w.set_accessed(mem, write);
-                    if w.cacheable() {
-                        self.shadow.install(&mut self.spaces, mem, asid, lin, &w);
-                    }
-                }
-                (w.gpa, w.rights, w.dirty(), w.cacheable())
-            }
-        };
-        if !paging.allows(rights, access, view) {
-            return Err(self.fault(&paging, lin, access, view, pf::P));
-        }
-        let target = mem.map.lookup(gpa);
-        if let Target::Ram(off) = target
-            && write
+        if let Some(l) = known
+            && (l.dirty || !write)
         {
-            mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);
+            self.counters.shadow_hits += 1;
+            let gpa = Gpa(l.gpa & mem.a20_mask);
+            return Ok(Found { gpa, rights: l.rights, dirty: l.dirty, cacheable: true });
         }
-        if let (true, Some(off)) = (cacheable, slab(target)) {
-            let can = |a| paging.allows(rights, a, view);
-            let plain = matches!(target, Target::Ram(_))
-                && mem.flags[off >> PAGE_SHIFT] & (page::SLOW | page::DIRTY) == page::DIRTY;
-            let data = view != View::UserAligned;
-            let (read, write) = if self.watches.any() { self.watches.tags(lin, gpa) } else { (true, true) };
-            self.counters.fills += 1;
-            let fill = Fill {
-                lin: lin & !0xfff,
-                gpa: gpa.page().0,
-                slab: off >> PAGE_SHIFT,
-                read: data && read && can(Access::Read),
-                write: data && write && dirty && plain && can(Access::Write),
-                exec: can(Access::Exec),
-            };
-            mem.tlb.fill(array(asid, view), fill);
+        self.counters.walks += 1;
+        let mut w = walk(mem, paging, lin)?;
+        if paging.allows(w.rights, access, view) {
+            w.set_accessed(mem, write);
+            self.sync(mem);
+            if w.cacheable() {
+                self.shadow.install(&mut self.spaces, mem, asid, lin, &w);
+            }
         }
-        Ok(Place { gpa, target })
+        Ok(Found { gpa: w.gpa, rights: w.rights, dirty: w.dirty(), cacheable: w.cacheable() })
+    }
+
+    /// Installs the TLB entry of a page: a tag for each kind of access that may go straight to the slab.
+    fn fill(
+        &mut self,
+        mem: &mut Memory,
+        asid: Asid,
+        view: View,
+        paging: &Paging,
+        lin: u64,
+        found: &Found,
+        target: Target,
+    ) {
+        let Some(off) = slab(target) else { return };
+        let slab_page = off >> PAGE_SHIFT;
+        let can = |a| paging.allows(found.rights, a, view);
+        let plain = matches!(target, Target::Ram(_))
+            && mem.flags[slab_page] & (page::SLOW | page::DIRTY) == page::DIRTY;
+        let data = view != View::UserAligned;
+        let (read, write) = if self.watches.any() { self.watches.tags(lin, found.gpa) } else { (true, true) };
+        self.counters.fills += 1;
+        let fill = Fill {
+            lin: lin & !0xfff,
+            gpa: found.gpa.page().0,
+            slab: slab_page,
+            read: data && read && can(Access::Read),
+            write: data && write && found.dirty && plain && can(Access::Write),
+            exec: can(Access::Exec),
+        };
+        mem.tlb.fill(array(asid, view), fill);
     }
 
     #[cold]

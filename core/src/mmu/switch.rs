@@ -67,6 +67,7 @@ impl Ctx<'_> {
     /// selects the vCPU's TLB array again.
     #[inline]
     pub fn mmu_switch(&mut self) {
+        self.sys.mem.check_a20();
         let now = Controls::of(self.cpu);
         let asid = match self.sys.mmu.cpus.get(self.cpu.index as usize).and_then(|c| c.now.as_ref()) {
             Some((c, asid)) if *c == now => *asid,

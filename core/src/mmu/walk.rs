@@ -206,7 +206,7 @@ impl Paging {
         match access {
             Access::Read => !smap,
             Access::Write => !smap && (rights.write || !self.wp),
-            Access::Exec => !rights.nx && !(self.smep && rights.user),
+            Access::Exec => !(rights.nx || self.smep && rights.user),
         }
     }
 
@@ -284,7 +284,8 @@ impl Walk {
     /// Sets the accessed bits, and for a write the leaf's dirty bit, where they are clear.
     ///
     /// Shadow entries made from other uses of the same entries stay valid: a cached entry has its accessed bit set
-    /// already, and one with a clear dirty bit gives no write access. So these writes are not traced as table writes.
+    /// already, and one with a clear dirty bit gives no write access. So these writes are not traced as table
+    /// writes, except where the byte is not the low one of an entry in every format: the upper half of 8 bytes.
     pub fn set_accessed(&mut self, mem: &mut Memory, write: bool) {
         let last = self.len;
         for (i, s) in self.steps[..last as usize].iter_mut().enumerate() {
@@ -292,8 +293,10 @@ impl Walk {
             let new = s.entry | pte::A | dirty;
             if new != s.entry {
                 s.entry = new;
-                if let Target::Ram(off) = s.target {
-                    mem.note_accessed(s.gpa, off);
+                if let Target::Ram(off) = s.target
+                    && !mem.read_only(off)
+                {
+                    mem.note_accessed(s.gpa, off, s.gpa.0 & 7 != 0);
                     mem.ram.write(off, new as u8);
                 }
             }

@@ -80,8 +80,9 @@ features! {
 
 /// MHz the TSC and the core are said to run at.
 const TSC_MHZ: u32 = 1000;
-/// Crystal frequency in Hz (leaf 0x15); the TSC is 40 times as fast.
-const CRYSTAL_HZ: u32 = 25_000_000;
+/// Core crystal clock in Hz (leaf 0x15). The APIC timer counts it, so it is the LAPIC's 1 ns bus cycle; the TSC runs
+/// at the same rate.
+const CRYSTAL_HZ: u32 = 1_000_000_000;
 /// Hypervisor leaf 0x4000_0000.
 const HYPERVISOR: &[u8; 12] = b"Retrovisor  ";
 const BRAND: &[u8; 48] = b"Retrovisor x86-64-v2 Processor @ 1.00GHz\0\0\0\0\0\0\0\0";

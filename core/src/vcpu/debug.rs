@@ -2,6 +2,7 @@
 //!
 //! The engine's part: while [`Vcpu::needs_care`] is false nothing here has to be called. Otherwise, around each
 //! instruction: remember TF, [`Ctx::begin_insn`], execute, and after success [`Ctx::trap_boundary`].
+//! Data breakpoints are found by the load/store path (`mmu::watch`), which leaves their DR6 bits in `pending_db`.
 
 use super::flags::bit;
 use super::{Seg, Shadow, Vcpu, cr4};
@@ -35,62 +36,59 @@ const NO_STEP: u64 = 1 << 63;
 
 /// What a DR7 R/Wn field watches.
 const EXECUTE: u64 = 0;
-const WRITE: u64 = 1;
 const IO: u64 = 2;
-const ACCESS: u64 = 3;
 
 impl Vcpu {
-    /// Must the next instruction be wrapped in [`Ctx::begin_insn`] and [`Ctx::trap_boundary`]?
+    /// Must the next instruction be wrapped in [`Ctx::begin_insn`] and [`Ctx::trap_boundary`]? Can become true only
+    /// by an instruction that ends its block, or by a data breakpoint, whose access ends it.
     #[inline]
     pub fn needs_care(&self) -> bool {
         self.flags.has(bit::TF | bit::RF)
-            || self.dr7 & dr7::ENABLES != 0
             || self.pending_db != 0
             || self.shadow != Shadow::None
+            || (self.dr7 & dr7::ENABLES != 0 && self.watches_execution())
     }
 
-    /// Is any DR7 breakpoint on that watches data or ports? If not, [`Vcpu::data_breakpoint`] need not be called.
-    #[inline]
-    pub fn watches_data(&self) -> bool {
-        self.dr7 & dr7::ENABLES != 0 && (0..4).any(|n| self.enabled(n) && self.kind(n) != EXECUTE)
+    #[cold]
+    fn watches_execution(&self) -> bool {
+        (0..4).any(|n| self.enabled(n) && self.kind(n) == EXECUTE)
     }
 
-    fn enabled(&self, n: usize) -> bool { self.dr7 >> (2 * n) & 3 != 0 }
+    fn enabled(&self, n: usize) -> bool {
+        self.dr7 >> (2 * n) & 3 != 0
+    }
 
-    fn kind(&self, n: usize) -> u64 { self.dr7 >> (16 + 4 * n) & 3 }
+    fn kind(&self, n: usize) -> u64 {
+        self.dr7 >> (16 + 4 * n) & 3
+    }
 
     /// Length in bytes of breakpoint `n`.
-    pub fn breakpoint_len(&self, n: usize) -> u64 { [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize] }
-
-    /// Notes an access of `len` bytes at linear address `lin`: a hit becomes a #DB trap at the instruction's boundary.
-    pub fn data_breakpoint(&mut self, lin: u64, len: u64, write: bool) {
-        self.watch(lin, len, |kind| kind == ACCESS || (write && kind == WRITE));
+    fn breakpoint_len(&self, n: usize) -> u64 {
+        [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize]
     }
 
-    /// Notes an access to I/O ports (CR4.DE breakpoints).
+    /// Notes an access to `len` I/O ports from `port`: a CR4.DE breakpoint there becomes a #DB trap at the
+    /// instruction's boundary.
     pub fn io_breakpoint(&mut self, port: u16, len: u64) {
-        if self.cr4 & cr4::DE != 0 {
-            self.watch(port.into(), len, |kind| kind == IO);
-        }
-    }
-
-    fn watch(&mut self, addr: u64, len: u64, wanted: impl Fn(u64) -> bool) {
-        if self.dr7 & dr7::ENABLES == 0 {
+        if self.cr4 & cr4::DE == 0 || self.dr7 & dr7::ENABLES == 0 {
             return;
         }
+        let port = u64::from(port);
         for n in 0..4 {
             let size = self.breakpoint_len(n);
             let start = self.dr[n] & !(size - 1);
             // Wrapping distances: the access and the watched range overlap if either starts inside the other.
-            let overlap = addr.wrapping_sub(start) < size || start.wrapping_sub(addr) < len;
-            if self.enabled(n) && wanted(self.kind(n)) && overlap {
+            let overlap = port.wrapping_sub(start) < size || start.wrapping_sub(port) < len;
+            if self.enabled(n) && self.kind(n) == IO && overlap {
                 self.pending_db |= 1 << n;
             }
         }
     }
 
     /// The instruction being executed clears TF as part of an event delivery (or SYSCALL): no step trap follows.
-    pub fn suppress_single_step(&mut self) { self.pending_db |= NO_STEP; }
+    pub fn suppress_single_step(&mut self) {
+        self.pending_db |= NO_STEP;
+    }
 
     /// DR6 and DR7.GD as #DB leaves them; `bits` are the DR6 bits of its causes (none for INT1).
     pub(super) fn note_debug_exception(&mut self, bits: u64) {
@@ -115,13 +113,9 @@ impl Ctx<'_> {
     /// Before an instruction, after interrupts have been looked at: raises a task switch's #DB and instruction
     /// breakpoints, then ends the previous instruction's shadow and RF.
     pub fn begin_insn(&mut self) -> Result<(), Exception> {
-        if self.cpu.pending_db != 0 && self.cpu.shadow != Shadow::MovSs {
-            if let Some(e) = self.trap_boundary(false) {
-                return Err(e);
-            }
-        }
         if self.cpu.shadow != Shadow::MovSs {
-            if let Some(e) = self.insn_breakpoint_check() {
+            let due = self.trap_boundary(false).or_else(|| self.insn_breakpoint_check());
+            if let Some(e) = due {
                 return Err(e);
             }
         }
@@ -162,25 +156,18 @@ mod tests {
     }
 
     #[test]
-    fn test_data_breakpoint_overlap_and_kind() {
-        // n=0: write, 4 bytes, L0; n=1: access, 2 bytes (start rounds down to 0x2002), G1.
-        let mut c = cpu(1 | 0b1000 | 0b1101 << 16 | 0b0111 << 20);
-        c.data_breakpoint(0x1004, 4, true);
-        c.data_breakpoint(0x1000, 4, false);
-        assert_eq!(c.pending_db, 0);
-        c.data_breakpoint(0xffd, 4, true);
-        assert_eq!(c.pending_db, 1);
-        c.data_breakpoint(0x2002, 1, false);
-        assert_eq!(c.pending_db, 3);
-    }
-
-    #[test]
     fn test_io_breakpoint_needs_de() {
-        let mut c = cpu(1 | 0b0010 << 16);
+        let mut c = cpu(1 | 0b0110 << 16);
         c.dr[0] = 0x3f8;
         c.io_breakpoint(0x3f8, 1);
         assert_eq!(c.pending_db, 0);
         c.cr4 |= cr4::DE;
+        c.io_breakpoint(0x3fa, 1);
+        c.io_breakpoint(0x3f4, 4);
+        assert_eq!(c.pending_db, 0);
+        c.io_breakpoint(0x3f6, 4);
+        assert_eq!(c.pending_db, 1);
+        c.pending_db = 0;
         c.io_breakpoint(0x3f8, 1);
         assert_eq!(c.pending_db, 1);
     }

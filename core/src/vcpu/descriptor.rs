@@ -39,21 +39,39 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    pub const fn attr(&self) -> u32 { ((self.lo >> 40) & 0xf0ff) as u32 }
-    pub const fn dpl(&self) -> u8 { ((self.lo >> 45) & 3) as u8 }
-    pub const fn present(&self) -> bool { self.lo & (1 << 47) != 0 }
+    pub const fn attr(&self) -> u32 {
+        ((self.lo >> 40) & 0xf0ff) as u32
+    }
+    pub const fn dpl(&self) -> u8 {
+        ((self.lo >> 45) & 3) as u8
+    }
+    pub const fn present(&self) -> bool {
+        self.lo & (1 << 47) != 0
+    }
     /// Code or data, not system.
-    pub const fn is_segment(&self) -> bool { self.lo & (1 << 44) != 0 }
-    pub const fn is_code(&self) -> bool { self.is_segment() && self.lo & (1 << 43) != 0 }
-    pub const fn is_conforming(&self) -> bool { self.is_code() && self.lo & (1 << 42) != 0 }
-    pub const fn is_writable_data(&self) -> bool { self.is_segment() && !self.is_code() && self.lo & (1 << 41) != 0 }
+    pub const fn is_segment(&self) -> bool {
+        self.lo & (1 << 44) != 0
+    }
+    pub const fn is_code(&self) -> bool {
+        self.is_segment() && self.lo & (1 << 43) != 0
+    }
+    pub const fn is_conforming(&self) -> bool {
+        self.is_code() && self.lo & (1 << 42) != 0
+    }
+    pub const fn is_writable_data(&self) -> bool {
+        self.is_segment() && !self.is_code() && self.lo & (1 << 41) != 0
+    }
     pub const fn is_readable(&self) -> bool {
         self.is_segment() && (self.lo & (1 << 43) == 0 || self.lo & (1 << 41) != 0)
     }
     /// Code segment with L set and D clear: 64-bit code.
-    pub const fn is_code64(&self) -> bool { self.is_code() && self.attr() & (attr::L | attr::DB) == attr::L }
+    pub const fn is_code64(&self) -> bool {
+        self.is_code() && self.attr() & (attr::L | attr::DB) == attr::L
+    }
     /// Type field of a system descriptor, see [`kind`]; 0 (reserved) for a code or data segment.
-    pub const fn kind(&self) -> u8 { if self.is_segment() { 0 } else { ((self.lo >> 40) & 15) as u8 } }
+    pub const fn kind(&self) -> u8 {
+        if self.is_segment() { 0 } else { ((self.lo >> 40) & 15) as u8 }
+    }
 
     pub const fn base(&self) -> u64 {
         ((self.lo >> 16) & 0xff_ffff) | ((self.lo >> 32) & 0xff00_0000) | (self.hi & 0xffff_ffff) << 32
@@ -70,7 +88,9 @@ impl Descriptor {
     }
 
     /// Gates: the target's selector.
-    pub const fn gate_selector(&self) -> u16 { (self.lo >> 16) as u16 }
+    pub const fn gate_selector(&self) -> u16 {
+        (self.lo >> 16) as u16
+    }
     /// Gates: the target's offset; 16 bits for 286 gates, whose upper word is ignored.
     pub const fn gate_offset(&self) -> u64 {
         if self.gate_is_286() {
@@ -79,21 +99,33 @@ impl Descriptor {
         (self.lo & 0xffff) | ((self.lo >> 32) & 0xffff_0000) | (self.hi & 0xffff_ffff) << 32
     }
     /// Gates: a 286 (16-bit) call, interrupt or trap gate.
-    pub const fn gate_is_286(&self) -> bool { self.lo & (1 << 43) == 0 }
+    pub const fn gate_is_286(&self) -> bool {
+        self.lo & (1 << 43) == 0
+    }
     /// Call gates: number of stack parameters.
-    pub const fn gate_params(&self) -> u8 { (self.lo >> 32) as u8 & 31 }
+    pub const fn gate_params(&self) -> u8 {
+        (self.lo >> 32) as u8 & 31
+    }
     /// 64-bit interrupt and trap gates: interrupt-stack-table index.
-    pub const fn gate_ist(&self) -> u8 { (self.lo >> 32) as u8 & 7 }
+    pub const fn gate_ist(&self) -> u8 {
+        (self.lo >> 32) as u8 & 7
+    }
 }
 
 /// Is this selector null (GDT entry 0, any RPL)?
-pub const fn is_null(selector: u16) -> bool { selector & !3 == 0 }
+pub const fn is_null(selector: u16) -> bool {
+    selector & !3 == 0
+}
 
 /// The error code that names `selector`; `ext` is the EXT bit.
-pub const fn selector_error(selector: u16, ext: u32) -> u32 { (selector & !3) as u32 | ext }
+pub const fn selector_error(selector: u16, ext: u32) -> u32 {
+    (selector & !3) as u32 | ext
+}
 
 /// Is `addr` canonical for 48-bit linear addresses?
-pub const fn canonical(addr: u64) -> bool { ((addr << 16) as i64 >> 16) as u64 == addr }
+pub const fn canonical(addr: u64) -> bool {
+    ((addr << 16) as i64 >> 16) as u64 == addr
+}
 
 impl Vcpu {
     /// Sets CS with the RPL replaced by `cpl`.
@@ -109,7 +141,9 @@ impl Ctx<'_> {
         let bad = Exception::with_error(vector, selector_error(selector, ext));
         let (base, limit) = if selector & 4 == 0 {
             (self.cpu.gdtr.base, u32::from(self.cpu.gdtr.limit))
-        } else if self.cpu.ldtr.attr & (attr::UNUSABLE | attr::P) == attr::P && !is_null(self.cpu.ldtr.selector) {
+        } else if self.cpu.ldtr.attr & (attr::UNUSABLE | attr::P) == attr::P
+            && !is_null(self.cpu.ldtr.selector)
+        {
             (self.cpu.ldtr.base, self.cpu.ldtr.limit)
         } else {
             return Err(bad);
@@ -123,7 +157,12 @@ impl Ctx<'_> {
 
     /// Fetches a system descriptor or gate: 16 bytes in long mode, 8 elsewhere. An upper half whose type field is
     /// not zero raises `vector` too.
-    pub fn system_descriptor(&mut self, selector: u16, vector: u8, ext: u32) -> Result<Descriptor, Exception> {
+    pub fn system_descriptor(
+        &mut self,
+        selector: u16,
+        vector: u8,
+        ext: u32,
+    ) -> Result<Descriptor, Exception> {
         let mut d = self.descriptor(selector, vector, ext)?;
         if !self.cpu.mode.long || d.is_segment() {
             return Ok(d);

@@ -24,8 +24,7 @@ struct Target {
 }
 
 impl Ctx<'_> {
-    /// 8086-style delivery: three words on the stack, CS:IP from the vector table at linear address `table` (0: the
-    /// IDTR's). Used in real mode and, for a redirected INT n, in v86 mode.
+    /// Real mode: three words on the stack, CS:IP from the vector table at the IDTR's base.
     pub(super) fn deliver_real(&mut self, vector: u8, ext: u32, flags: u64) -> Exec {
         let entry = u64::from(vector) * 4;
         if entry + 3 > u64::from(self.cpu.idtr.limit) {
@@ -34,6 +33,7 @@ impl Ctx<'_> {
         let target: u32 = self.read_lin(self.table_address(self.cpu.idtr.base, entry), Privilege::System)?;
         self.enter_8086(target, flags)?;
         self.cpu.flags.0 &= !(bit::IF | bit::TF | bit::AC | bit::RF);
+        self.mmu_switch();
         Ok(())
     }
 
@@ -55,7 +55,7 @@ impl Ctx<'_> {
     /// INT n in v86 mode with CR4.VME, its redirection bit clear: through the IVT at linear address 0
     /// (SDM vol. 3B, 20.3.3). With IOPL < 3 the pushed IF is VIF, and VIF is cleared instead of IF.
     pub fn deliver_redirected(&mut self, vector: u8) -> Exec {
-        let target: u32 = self.read_lin(u64::from(vector) * 4, Privilege::Current)?;
+        let target: u32 = self.read_lin(u64::from(vector) * 4, Privilege::System)?;
         let mut flags = self.cpu.flags.0 & !bit::RF;
         let virtualised = self.cpu.flags.iopl() < 3;
         if virtualised {
@@ -79,7 +79,8 @@ impl Ctx<'_> {
         }
         let lin = self.table_address(self.cpu.idtr.base, entry);
         let gate = Descriptor { lo: self.read_lin(lin, Privilege::System)?, hi: 0, lin };
-        let known = matches!(gate.kind(), kind::TASK_GATE | kind::INT16 | kind::TRAP16 | kind::INT32 | kind::TRAP32);
+        let known =
+            matches!(gate.kind(), kind::TASK_GATE | kind::INT16 | kind::TRAP16 | kind::INT32 | kind::TRAP32);
         self.check_gate(event, &gate, known)?;
         if gate.kind() == kind::TASK_GATE {
             return self.deliver_task(event, gate.gate_selector());
@@ -211,7 +212,14 @@ impl Ctx<'_> {
         if !tss.present() {
             return Err(Exception::np(selector_error(selector, ext)));
         }
-        let switch = TaskSwitch { selector, tss, nesting: Nesting::Nested, ext, error: event.error, flags: event.flags };
+        let switch = TaskSwitch {
+            selector,
+            tss,
+            nesting: Nesting::Nested,
+            ext,
+            error: event.error,
+            flags: event.flags,
+        };
         match self.task_switch(&switch)? {
             Some(fault) => Err(fault),
             None => Ok(()),

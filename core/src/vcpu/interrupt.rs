@@ -41,7 +41,9 @@ impl Event {
     }
 
     /// Error code that names this event's IDT entry.
-    pub const fn idt_error(&self) -> u32 { (self.vector as u32) << 3 | 2 | self.ext() }
+    pub const fn idt_error(&self) -> u32 {
+        (self.vector as u32) << 3 | 2 | self.ext()
+    }
 }
 
 /// The exceptions of one delivery, oldest first. More than one means that delivering one raised the next; after a
@@ -52,7 +54,9 @@ pub struct FaultChain {
 }
 
 impl FaultChain {
-    pub fn iter(&self) -> impl Iterator<Item = Exception> + '_ { self.faults.iter().flatten().copied() }
+    pub fn iter(&self) -> impl Iterator<Item = Exception> + '_ {
+        self.faults.iter().flatten().copied()
+    }
 
     /// Appends `e`; a chain longer than there is room for loses its second-oldest.
     fn push(&mut self, e: Exception) {

@@ -16,7 +16,9 @@ pub enum Slot {
 }
 
 impl Slot {
-    pub const fn bytes(self) -> u64 { self as u64 }
+    pub const fn bytes(self) -> u64 {
+        self as u64
+    }
     /// All ones of this size.
     pub const fn mask(self) -> u64 {
         match self {
@@ -57,7 +59,9 @@ impl NewStack {
         Self { ss, sp, mask: u64::MAX, who: privilege(cpl), error }
     }
 
-    fn is64(&self) -> bool { self.mask == u64::MAX }
+    fn is64(&self) -> bool {
+        self.mask == u64::MAX
+    }
 
     /// Linear address of `len` bytes at offset `off`, or #SS.
     fn linear(&self, off: u64, len: u64) -> Result<u64, Exception> {
@@ -93,7 +97,9 @@ impl NewStack {
     }
 }
 
-fn privilege(cpl: u8) -> Privilege { if cpl == 3 { Privilege::User } else { Privilege::System } }
+fn privilege(cpl: u8) -> Privilege {
+    if cpl == 3 { Privilege::User } else { Privilege::System }
+}
 
 impl Segment {
     /// Are `len` bytes at `off` inside the segment (expand-down included)? Rights are not looked at.
@@ -108,7 +114,9 @@ impl Segment {
     }
 
     /// A null SS of 64-bit mode at privilege level `cpl`.
-    pub const fn null_ss(cpl: u8) -> Self { Self::null(cpl as u16, cpl) }
+    pub const fn null_ss(cpl: u8) -> Self {
+        Self::null(cpl as u16, cpl)
+    }
 
     /// A register loaded with the null selector; `dpl` keeps the CPL when the register is SS.
     pub const fn null(selector: u16, dpl: u8) -> Self {
@@ -120,7 +128,13 @@ impl Segment {
 impl Ctx<'_> {
     /// Checks a stack segment for a transfer to privilege level `cpl` (SDM vol. 3A, 5.8.5). Every violation raises
     /// `vector` (#TS or #GP) with the selector, absence #SS. Sets the accessed bit.
-    pub fn stack_segment(&mut self, selector: u16, cpl: u8, vector: u8, ext: u32) -> Result<Segment, Exception> {
+    pub fn stack_segment(
+        &mut self,
+        selector: u16,
+        cpl: u8,
+        vector: u8,
+        ext: u32,
+    ) -> Result<Segment, Exception> {
         if is_null(selector) {
             return Err(Exception::with_error(vector, ext));
         }

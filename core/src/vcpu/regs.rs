@@ -3,7 +3,7 @@
 //!
 //! A debugger's write is raw: no privilege, reserved-bit or descriptor check is made, and no side effect of the
 //! instruction that would write the register happens. Writing CR0, CR4, EFER or RFLAGS refreshes the derived mode;
-//! the owner calls `Ctx::mmu_switch` (or `Mmu::switch`) afterwards. Writing a selector sets the visible part, and
+//! the owner calls `Ctx::mmu_switch` and `Ctx::refresh_debug_regs` afterwards. Writing a selector sets the visible part, and
 //! in real and v86 mode the base too; in protected mode the hidden part stays.
 
 use super::{Seg, Vcpu, flags};
@@ -92,7 +92,9 @@ pub fn write_reg(cpu: &mut Vcpu, reg: u16, value: u128) {
 }
 
 /// Physical x87 register of ST(`i`).
-fn physical(cpu: &Vcpu, i: usize) -> usize { (usize::from(cpu.fpu.fsw >> 11) + i) & 7 }
+fn physical(cpu: &Vcpu, i: usize) -> usize {
+    (usize::from(cpu.fpu.fsw >> 11) + i) & 7
+}
 
 fn write_selector(cpu: &mut Vcpu, n: usize, selector: u16) {
     let seg = &mut cpu.seg[n];
@@ -138,7 +140,9 @@ mod tests {
     #[test]
     fn test_write_then_read_every_plain_register() {
         let mut cpu = Vcpu::new(0, CpuModel::default());
-        for reg in (0..=16).chain([24, 25, 27, 28, 29]).chain(40..=40).chain(48..=63).chain(72..=75).chain([80]) {
+        for reg in
+            (0..=16).chain([24, 25, 27, 28, 29]).chain(40..=40).chain(48..=63).chain(72..=75).chain([80])
+        {
             let value = 0x1000 + u128::from(reg);
             write_reg(&mut cpu, reg, value);
             assert_eq!(read_reg(&cpu, reg), value, "register {reg}");

@@ -62,13 +62,33 @@ struct Layout {
     wide: bool,
 }
 
-const TSS16: Layout =
-    Layout { eip: 0x0e, flags: 0x10, gpr: 0x12, seg: 0x22, ldt: 0x2a, segments: 4, step: 2, min_limit: 0x2b, wide: false };
-const TSS32: Layout =
-    Layout { eip: 0x20, flags: 0x24, gpr: 0x28, seg: 0x48, ldt: 0x60, segments: 6, step: 4, min_limit: 0x67, wide: true };
+const TSS16: Layout = Layout {
+    eip: 0x0e,
+    flags: 0x10,
+    gpr: 0x12,
+    seg: 0x22,
+    ldt: 0x2a,
+    segments: 4,
+    step: 2,
+    min_limit: 0x2b,
+    wide: false,
+};
+const TSS32: Layout = Layout {
+    eip: 0x20,
+    flags: 0x24,
+    gpr: 0x28,
+    seg: 0x48,
+    ldt: 0x60,
+    segments: 6,
+    step: 4,
+    min_limit: 0x67,
+    wide: true,
+};
 
 impl Layout {
-    const fn of(tss_kind: u8) -> &'static Self { if tss_kind & 8 != 0 { &TSS32 } else { &TSS16 } }
+    const fn of(tss_kind: u8) -> &'static Self {
+        if tss_kind & 8 != 0 { &TSS32 } else { &TSS16 }
+    }
 }
 
 impl Ctx<'_> {
@@ -100,6 +120,11 @@ impl Ctx<'_> {
     /// A task switch by an instruction: a fault in the new task's context is delivered here, since it must not be
     /// taken for a fault of the instruction (which would restore RIP).
     pub fn task_switch_by_instruction(&mut self, s: &TaskSwitch) -> Exec {
+        let stepping = self.cpu.flags.has(bit::TF);
+        if stepping {
+            // The old task steps again when it is resumed; the new one has a TF of its own.
+            self.cpu.suppress_single_step();
+        }
         if let Some(fault) = self.task_switch(s)? {
             self.deliver_exception(fault);
         }
@@ -194,7 +219,8 @@ impl Ctx<'_> {
         cpu.tr.attr |= 2;
         cpu.cr0 |= cr0::TS;
         cpu.dr7 &= !0x155;
-        let flags = if s.nesting == Nesting::Nested { u64::from(image.flags) | bit::NT } else { image.flags.into() };
+        let flags =
+            if s.nesting == Nesting::Nested { u64::from(image.flags) | bit::NT } else { image.flags.into() };
         cpu.flags.0 = (flags & super::flags::WRITABLE) | bit::FIXED;
         cpu.rip = image.eip.into();
         for n in 0..8 {
@@ -209,6 +235,7 @@ impl Ctx<'_> {
             cpu.cr3 = cr3;
         }
         cpu.refresh();
+        self.refresh_debug_regs();
         self.mmu_switch();
     }
 

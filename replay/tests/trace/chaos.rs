@@ -148,6 +148,7 @@ pub fn record(seed: u64, clock: ClockKind, insns: u64, power_off: bool) -> Recor
             other => break other,
         }
     };
+    vm.arrive();
     recording.finish(vm.when(), ExitReason::from_exit(exit), vm.hash()).unwrap();
     Recorded { bytes: file.bytes(), hashes: vm.hashes, end: (vm.when(), vm.state) }
 }

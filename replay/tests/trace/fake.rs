@@ -1,5 +1,5 @@
-//! A machine small enough to see through, which uses the input port exactly as the engine must: timers, polls until
-//! there is nothing, the hash point, then idle or run up to the next point of interest. It panics on a livelock.
+//! A machine small enough to see through, which uses the input port exactly as the engine must: the hash point,
+//! timers, one poll, then idle or run up to the next point of interest. It panics on a livelock.
 
 use retrovisor_core::clock::{Clock, ClockKind};
 use retrovisor_core::hash::StateHash;
@@ -108,8 +108,22 @@ impl Fake {
         }
     }
 
+    /// The hash point, then the timers.
+    pub fn arrive(&mut self) -> bool {
+        let mut same = true;
+        if self.icount.is_multiple_of(self.interval) && self.icount != self.hashed {
+            self.hashed = self.icount;
+            self.hashes += 1;
+            let (now, hash) = (self.when(), self.hash());
+            same = self.input.check(now, hash);
+        }
+        self.advance();
+        same
+    }
+
     /// The owner changes the machine, as a debugger does.
     pub fn inject(&mut self, event: &InputEvent) {
+        self.arrive();
         self.apply(event);
         let now = self.when();
         self.input.inject(now, event);
@@ -166,6 +180,9 @@ impl Fake {
     pub fn run(&mut self, until: Option<u64>) -> VmExit {
         let mut stuck = 0;
         loop {
+            if until.is_some_and(|u| self.icount >= u) {
+                return VmExit::Reached;
+            }
             let before = self.when();
             if let Some(exit) = self.boundary(until) {
                 return exit;
@@ -177,7 +194,9 @@ impl Fake {
 
     /// One round of the engine's loop.
     fn boundary(&mut self, until: Option<u64>) -> Option<VmExit> {
-        self.advance();
+        if !self.arrive() {
+            return Some(VmExit::Diverged);
+        }
         self.input.set_deadline(self.timer);
         // After each event timers come first again: whether `poll` says "nothing" in between must not be visible.
         let now = self.when();
@@ -190,17 +209,8 @@ impl Fake {
             Poll::Interrupt => return Some(VmExit::Interrupted),
             Poll::End => return Some(VmExit::InputEnded),
         }
-        if self.icount.is_multiple_of(self.interval) && self.icount != self.hashed {
-            self.hashed = self.icount;
-            self.hashes += 1;
-            let (now, hash) = (self.when(), self.hash());
-            return (!self.input.check(now, hash)).then_some(VmExit::Diverged);
-        }
         if self.icount >= self.power_off_at {
             return Some(VmExit::PowerOff);
-        }
-        if until.is_some_and(|u| self.icount >= u) {
-            return Some(VmExit::Reached);
         }
         if let Some(exit) = self.plant() {
             return Some(exit);

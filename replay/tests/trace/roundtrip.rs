@@ -82,6 +82,7 @@ fn test_virtual_trace_without_input_is_tiny() {
     let port = recording.port(NoInput);
     let mut vm = Fake::new(&config, Box::new(port), Box::new(recording.output(NullSink)));
     vm.run(Some(100_000));
+    vm.arrive();
     recording.finish(vm.when(), ExitReason::Quit, vm.hash()).unwrap();
     // 100 hash points of 24 incompressible bytes; each random number is logged, too: about 2000 of 8 bytes.
     let trace = Trace::from_bytes("t", file.bytes()).unwrap();

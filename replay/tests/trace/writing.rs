@@ -47,6 +47,7 @@ fn test_full_disk_stops_recording_and_leaves_a_readable_file() {
         recording.flush(vm.when());
     }
     assert_eq!(vm.icount, 59_000, "the run went on");
+    vm.arrive();
     let e = recording.finish(vm.when(), ExitReason::Quit, vm.hash()).unwrap_err();
     assert_eq!(*heard.lock().unwrap(), [e.to_string()], "told once");
     let RecordError::Write { icount, .. } = e else { panic!("{e}") };
@@ -78,7 +79,9 @@ fn test_recording_goes_to_a_file() {
     recording.flush(vm.when());
     let early = Trace::open(&path).unwrap();
     assert!(matches!(early.ending(), Ending::Cut(c) if c.when == vm.when()), "readable while it is written");
+    vm.arrive();
     recording.finish(vm.when(), ExitReason::Quit, vm.hash()).unwrap();
+    vm.arrive();
     recording.finish(vm.when(), ExitReason::Quit, vm.hash()).unwrap();
     let trace = Trace::open(&path).unwrap();
     assert_eq!(trace.size(), recording.bytes());

@@ -79,7 +79,10 @@ pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
 
 pub fn gate(selector: u16, offset: u32, access: u8, params: u8) -> u64 {
     let offset = u64::from(offset);
-    offset & 0xffff | u64::from(selector) << 16 | u64::from(params) << 32 | u64::from(access) << 40
+    offset & 0xffff
+        | u64::from(selector) << 16
+        | u64::from(params) << 32
+        | u64::from(access) << 40
         | (offset >> 16) << 48
 }
 
@@ -200,7 +203,9 @@ impl Machine {
         self.put(TSS2 + 0x20, GATE_TARGET as u32);
         self.put(TSS2 + 0x24, 2u32);
         self.put(TSS2 + 0x38, STACK0 as u32 - 0x800);
-        for (n, s) in [sel::DATA0, sel::CODE0, sel::DATA0, sel::DATA0, sel::DATA0, sel::DATA0].iter().enumerate() {
+        for (n, s) in
+            [sel::DATA0, sel::CODE0, sel::DATA0, sel::DATA0, sel::DATA0, sel::DATA0].iter().enumerate()
+        {
             self.put(TSS2 + 0x48 + 4 * n as u64, u32::from(*s));
         }
         self.put(TSS2 + 0x60, u32::from(sel::LDT));
@@ -255,11 +260,19 @@ impl Machine {
     }
 
     /// The 32-bit word `n` words above the stack pointer.
-    pub fn stack(&self, n: u64) -> u32 { self.get(self.cpu.gpr[gpr::RSP] + 4 * n) }
+    pub fn stack(&self, n: u64) -> u32 {
+        self.get(self.cpu.gpr[gpr::RSP] + 4 * n)
+    }
 
-    pub fn stack64(&self, n: u64) -> u64 { self.get(self.cpu.gpr[gpr::RSP] + 8 * n) }
+    pub fn stack64(&self, n: u64) -> u64 {
+        self.get(self.cpu.gpr[gpr::RSP] + 8 * n)
+    }
 
-    pub fn selector(&self, seg: Seg) -> u16 { self.cpu.seg[seg as usize].selector }
+    pub fn selector(&self, seg: Seg) -> u16 {
+        self.cpu.seg[seg as usize].selector
+    }
 
-    pub fn flag(&self, mask: u64) -> bool { self.cpu.flags.has(mask) }
+    pub fn flag(&self, mask: u64) -> bool {
+        self.cpu.flags.has(mask)
+    }
 }

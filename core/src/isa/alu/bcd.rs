@@ -1,9 +1,9 @@
 //! Decimal adjustment: AAA, AAS, AAM, AAD, DAA, DAS, and the undocumented SALC.
 //!
-//! Undefined flags: OF is cleared by all; AAA and AAS set SF, ZF, PF from the resulting AL; AAM and AAD clear AF
-//! and CF.
+//! Undefined flags, as on Intel processors: OF is cleared, AAA and AAS set SF, ZF, PF from the resulting AL, AAM
+//! clears AF and CF; AAD is described there.
 
-use super::arith::szp;
+use super::arith::{add, szp};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
@@ -17,10 +17,14 @@ fn ax(ctx: &Ctx<'_>) -> u16 {
     ctx.cpu.gpr[RAX] as u16
 }
 
-/// Writes AX, and the flags as the manual has them from AL, with `cf_af` for CF and AF.
-fn finish(ctx: &mut Ctx<'_>, ax: u16, cf_af: u64) -> Exec {
+fn set_ax(ctx: &mut Ctx<'_>, ax: u16) {
     let r = &mut ctx.cpu.gpr[RAX];
     *r = (*r & !0xffff) | u64::from(ax);
+}
+
+/// Writes AX, and the flags as the manual has them from AL, with `cf_af` for CF and AF.
+fn finish(ctx: &mut Ctx<'_>, ax: u16, cf_af: u64) -> Exec {
+    set_ax(ctx, ax);
     ctx.cpu.flags.replace(ARITH, szp::<u8>(u64::from(ax & 0xff)) | cf_af);
     Ok(())
 }
@@ -79,9 +83,13 @@ fn aam(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     finish(ctx, u16::from(al / base) << 8 | u16::from(al % base), 0)
 }
 
+/// AAD: OF, AF and CF (undefined) are those of the addition.
 fn aad(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let [al, ah] = ax(ctx).to_le_bytes();
-    finish(ctx, u16::from(al.wrapping_add(ah.wrapping_mul(i.imm as u8))), 0)
+    let (r, f) = add::<u8>(al.into(), ah.wrapping_mul(i.imm as u8).into(), 0);
+    set_ax(ctx, r as u16);
+    ctx.cpu.flags.replace(ARITH, f);
+    Ok(())
 }
 
 /// SALC: AL = CF ? 0xff : 0, no flag changed.

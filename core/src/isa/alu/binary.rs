@@ -42,13 +42,18 @@ binary! {
 /// The destination is r/m, the other operand is `b`.
 #[inline(always)]
 fn to_rm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn, b: u64) -> Exec {
-    let a = if O::WRITES { ctx.rmw::<W>(i)? } else { ctx.rm::<W>(i)? };
-    let (r, f) = O::apply::<W>(a.u(), b, ctx.cpu.flags.0);
+    let apply = move |ctx: &mut Ctx<'_>, a: W| {
+        let (r, f) = O::apply::<W>(a.u(), b, ctx.cpu.flags.0);
+        ctx.cpu.flags.replace(ARITH, f);
+        W::of(r)
+    };
     if O::WRITES {
-        ctx.set_rm(i, W::of(r))?;
+        ctx.update_rm(i, apply)
+    } else {
+        ctx.with_rm(i, |ctx, a| {
+            apply(ctx, a);
+        })
     }
-    ctx.cpu.flags.replace(ARITH, f);
-    Ok(())
 }
 
 fn rm_reg<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -61,13 +66,13 @@ fn rm_imm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn reg_rm<O: Binary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let b = ctx.rm::<W>(i)?.u();
-    let (r, f) = O::apply::<W>(ctx.reg::<W>(i).u(), b, ctx.cpu.flags.0);
-    if O::WRITES {
-        ctx.set_reg(i, W::of(r));
-    }
-    ctx.cpu.flags.replace(ARITH, f);
-    Ok(())
+    ctx.with_rm(i, |ctx, b: W| {
+        let (r, f) = O::apply::<W>(ctx.reg::<W>(i).u(), b.u(), ctx.cpu.flags.0);
+        if O::WRITES {
+            ctx.set_reg(i, W::of(r));
+        }
+        ctx.cpu.flags.replace(ARITH, f);
+    })
 }
 
 /// The flag ADCX or ADOX carries through: its position in RFLAGS.

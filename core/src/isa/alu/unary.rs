@@ -34,12 +34,13 @@ unary! {
 }
 
 fn unary<O: Unary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let (r, f) = O::apply::<W>(ctx.rmw::<W>(i)?.u());
-    ctx.set_rm(i, W::of(r))?;
-    if O::FLAGS != 0 {
-        ctx.cpu.flags.replace(O::FLAGS, f);
-    }
-    Ok(())
+    ctx.update_rm(i, |ctx, a: W| {
+        let (r, f) = O::apply::<W>(a.u());
+        if O::FLAGS != 0 {
+            ctx.cpu.flags.replace(O::FLAGS, f);
+        }
+        W::of(r)
+    })
 }
 
 #[rustfmt::skip]

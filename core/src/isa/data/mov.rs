@@ -10,39 +10,33 @@ use crate::vcpu::gpr::{RAX, RBX, RDX};
 use iced_x86::Code;
 
 fn rm_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.set_rm(i, ctx.reg::<W>(i))
+    ctx.put_rm(i, ctx.reg::<W>(i))
 }
 
 fn reg_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let v = ctx.rm::<W>(i)?;
-    ctx.set_reg(i, v);
-    Ok(())
+    ctx.with_rm(i, |ctx, v: W| ctx.set_reg(i, v))
 }
 
 fn rm_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.set_rm(i, W::of(i.imm))
+    ctx.put_rm(i, W::of(i.imm))
 }
 
 /// Zero-extends a source of width `S`.
 fn movzx<S: Width, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let v = ctx.rm::<S>(i)?;
-    ctx.set_reg(i, W::of(v.u()));
-    Ok(())
+    ctx.with_rm(i, |ctx, v: S| ctx.set_reg(i, W::of(v.u())))
 }
 
 /// Sign-extends a source of width `S`.
 fn movsx<S: Width, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let v = ctx.rm::<S>(i)?;
-    ctx.set_reg(i, W::of(v.s() as u64));
-    Ok(())
+    ctx.with_rm(i, |ctx, v: S| ctx.set_reg(i, W::of(v.s() as u64)))
 }
 
 /// CMOVcc: the source is read whatever the condition, and a 32-bit destination is zero-extended always.
 fn cmov<const CC: u8, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let v = ctx.rm::<W>(i)?;
-    let old = ctx.reg::<W>(i);
-    ctx.set_reg(i, if holds::<CC>(ctx.cpu.flags) { v } else { old });
-    Ok(())
+    ctx.with_rm(i, |ctx, v: W| {
+        let old = ctx.reg::<W>(i);
+        ctx.set_reg(i, if holds::<CC>(ctx.cpu.flags) { v } else { old });
+    })
 }
 
 fn lea<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

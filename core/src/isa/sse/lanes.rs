@@ -8,12 +8,14 @@ use crate::isa::insn::Insn;
 use crate::isa::{Row, row};
 use iced_x86::Code as C;
 
-/// A lane type.
+/// A lane type. The loops are over arrays of fixed size, which the compiler turns into vector instructions.
 pub trait Lane: Copy + Default + Ord {
     const BITS: u32;
     const ONES: Self;
-    fn get(v: u128, n: u32) -> Self;
-    fn put(self, n: u32) -> u128;
+    /// Applies `f` to each pair of lanes.
+    fn zip(a: u128, b: u128, f: impl Fn(Self, Self) -> Self) -> u128;
+    /// Interleaves the lanes of the lower (or upper) halves.
+    fn interleave<const UPPER: bool>(a: u128, b: u128) -> u128;
     fn plus(self, o: Self) -> Self;
     fn minus(self, o: Self) -> Self;
 }
@@ -24,9 +26,27 @@ macro_rules! lane {
             const BITS: u32 = <$t>::BITS;
             const ONES: Self = <$u>::MAX as $t;
             #[inline(always)]
-            fn get(v: u128, n: u32) -> Self { (v >> (n * <$t>::BITS)) as $t }
+            fn zip(a: u128, b: u128, f: impl Fn(Self, Self) -> Self) -> u128 {
+                let (a, b, mut r) = (a.to_le_bytes(), b.to_le_bytes(), [0; 16]);
+                let (a, b) = (a.as_chunks::<{ size_of::<$t>() }>().0, b.as_chunks::<{ size_of::<$t>() }>().0);
+                for (r, (a, b)) in r.as_chunks_mut::<{ size_of::<$t>() }>().0.iter_mut().zip(a.iter().zip(b)) {
+                    *r = f(<$t>::from_le_bytes(*a), <$t>::from_le_bytes(*b)).to_le_bytes();
+                }
+                u128::from_le_bytes(r)
+            }
             #[inline(always)]
-            fn put(self, n: u32) -> u128 { u128::from(self as $u) << (n * <$t>::BITS) }
+            fn interleave<const UPPER: bool>(a: u128, b: u128) -> u128 {
+                const SIZE: usize = size_of::<$t>();
+                let (a, b, mut r) = (a.to_le_bytes(), b.to_le_bytes(), [0; 16]);
+                let half = if UPPER { 8 } else { 0 };
+                for n in 0..8 / SIZE {
+                    for k in 0..SIZE {
+                        r[2 * n * SIZE + k] = a[half + n * SIZE + k];
+                        r[(2 * n + 1) * SIZE + k] = b[half + n * SIZE + k];
+                    }
+                }
+                u128::from_le_bytes(r)
+            }
             #[inline(always)]
             fn plus(self, o: Self) -> Self { self.wrapping_add(o) }
             #[inline(always)]
@@ -36,33 +56,13 @@ macro_rules! lane {
 }
 lane!(u8 as u8, u16 as u16, u32 as u32, u64 as u64, i8 as u8, i16 as u16, i32 as u32);
 
-/// Applies `f` to each pair of lanes.
-#[inline(always)]
-pub fn zip<T: Lane>(a: u128, b: u128, f: impl Fn(T, T) -> T) -> u128 {
-    let mut r = 0;
-    for n in 0..128 / T::BITS {
-        r |= f(T::get(a, n), T::get(b, n)).put(n);
-    }
-    r
-}
-
 fn if_true<T: Lane>(c: bool) -> T { if c { T::ONES } else { T::default() } }
-pub fn add<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, T::plus) }
-pub fn sub<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, T::minus) }
-pub fn eq<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, |x: T, y| if_true(x == y)) }
-pub fn gt<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, |x: T, y| if_true(x > y)) }
-pub fn min<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, T::min) }
-pub fn max<T: Lane>(a: u128, b: u128) -> u128 { zip(a, b, T::max) }
-
-/// Interleaves the lanes of the lower (`from` = 0) or upper (`from` = 64) halves.
-pub fn interleave<T: Lane>(a: u128, b: u128, from: u32) -> u128 {
-    let (a, b) = (a >> from, b >> from);
-    let mut r = 0;
-    for n in 0..64 / T::BITS {
-        r |= T::get(a, n).put(2 * n) | T::get(b, n).put(2 * n + 1);
-    }
-    r
-}
+pub fn add<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::plus) }
+pub fn sub<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::minus) }
+pub fn eq<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x == y)) }
+pub fn gt<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x > y)) }
+pub fn min<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::min) }
+pub fn max<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::max) }
 
 /// Logical shift of each lane; a count of the lane's width or more gives zero.
 pub fn shift_left<T: Lane>(v: u128, count: u32) -> u128 {
@@ -95,8 +95,8 @@ fn shift(ctx: &mut Ctx<'_>, i: &Insn, f: impl Fn(u128, u32) -> u128) -> Exec {
 fn pshufd(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.sse_ready()?;
     let v = ctx.xmm_src::<M128>(i)?;
-    let r = (0..4).fold(0, |r, n| r | u32::get(v, (i.imm >> (2 * n)) as u32 & 3).put(n));
-    ctx.set_xmm_reg(i, r);
+    let lane = |n: u64| v >> (32 * (i.imm >> (2 * n) & 3)) & 0xffff_ffff;
+    ctx.set_xmm_reg(i, lane(0) | lane(1) << 32 | lane(2) << 64 | lane(3) << 96);
     Ok(())
 }
 
@@ -132,18 +132,18 @@ pub const ROWS: &[Row] = &[
     row(C::Pmaxub_xmm_xmmm128, |c, i| binary(c, i, max::<u8>)),
     row(C::Pminsw_xmm_xmmm128, |c, i| binary(c, i, min::<i16>)),
     row(C::Pmaxsw_xmm_xmmm128, |c, i| binary(c, i, max::<i16>)),
-    row(C::Punpcklbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u8>(a, b, 0))),
-    row(C::Punpcklwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u16>(a, b, 0))),
-    row(C::Punpckldq_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u32>(a, b, 0))),
-    row(C::Punpcklqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u64>(a, b, 0))),
-    row(C::Punpckhbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u8>(a, b, 64))),
-    row(C::Punpckhwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u16>(a, b, 64))),
-    row(C::Punpckhdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u32>(a, b, 64))),
-    row(C::Punpckhqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u64>(a, b, 64))),
-    row(C::Unpcklps_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u32>(a, b, 0))),
-    row(C::Unpcklpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u64>(a, b, 0))),
-    row(C::Unpckhps_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u32>(a, b, 64))),
-    row(C::Unpckhpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| interleave::<u64>(a, b, 64))),
+    row(C::Punpcklbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| u8::interleave::<false>(a, b))),
+    row(C::Punpcklwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u16::interleave::<false>(a, b))),
+    row(C::Punpckldq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<false>(a, b))),
+    row(C::Punpcklqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<false>(a, b))),
+    row(C::Punpckhbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| u8::interleave::<true>(a, b))),
+    row(C::Punpckhwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u16::interleave::<true>(a, b))),
+    row(C::Punpckhdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<true>(a, b))),
+    row(C::Punpckhqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<true>(a, b))),
+    row(C::Unpcklps_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<false>(a, b))),
+    row(C::Unpcklpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<false>(a, b))),
+    row(C::Unpckhps_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<true>(a, b))),
+    row(C::Unpckhpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<true>(a, b))),
     row(C::Psllw_xmm_imm8, |c, i| shift(c, i, shift_left::<u16>)),
     row(C::Pslld_xmm_imm8, |c, i| shift(c, i, shift_left::<u32>)),
     row(C::Psllq_xmm_imm8, |c, i| shift(c, i, shift_left::<u64>)),

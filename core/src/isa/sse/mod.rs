@@ -101,3 +101,8 @@ impl Ctx<'_> {
     #[inline(always)]
     pub fn load_operand<T: Pod>(&mut self, i: &Insn) -> Result<T, Exception> { self.load(i.seg, self.ea(i)) }
 }
+
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;

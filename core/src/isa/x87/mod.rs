@@ -10,9 +10,10 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod env;
-//REM
+pub mod ext;
+pub mod remainder;
 pub mod stack;
-//TRANS
+pub mod transcendental;
 
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
@@ -137,6 +138,7 @@ impl Ctx<'_> {
             mem,
             cw: self.cpu.fpu.fcw,
             sw: 0,
+            clear: if self.cpu.fpu.unmasked() == 0 { 0xff & !(self.cpu.fpu.fsw & sw::FLAGS) } else { 0xff },
             cw_host: HOST_CW,
             flags: 0,
         };
@@ -186,3 +188,19 @@ impl Ctx<'_> {
 }
 
 fn raw(v: Image) -> Raw80 { (v.sig, v.se) }
+
+impl Ctx<'_> {
+    /// Stack overflow of an instruction with two results: both become the indefinite, if masked.
+    #[cold]
+    fn x87_overflow_both(&mut self) {
+        self.x87_raise(sw::IE | sw::SF);
+        self.cpu.fpu.set_cc(sw::C1, sw::C1);
+        if self.cpu.fpu.unmasked() & sw::IE == 0 {
+            self.cpu.fpu.set_st(0, INDEFINITE);
+            self.cpu.fpu.push(INDEFINITE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

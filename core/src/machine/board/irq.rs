@@ -30,7 +30,9 @@ pub(super) struct Lines {
 crate::impl_state!(Lines, "irq-lines", 1, { levels });
 
 impl Lines {
-    pub const fn new() -> Self { Self { levels: [0; PINS] } }
+    pub const fn new() -> Self {
+        Self { levels: [0; PINS] }
+    }
 }
 
 impl Board {
@@ -181,7 +183,9 @@ impl Board {
 
     /// Is a maskable interrupt waiting for vCPU `cpu` (above its task priority)?
     #[inline]
-    pub fn intr(&self, cpu: u8) -> bool { self.intr.get(usize::from(cpu)).copied().unwrap_or(false) }
+    pub fn intr(&self, cpu: u8) -> bool {
+        self.intr.get(usize::from(cpu)).copied().unwrap_or(false)
+    }
 
     /// Acknowledges the waiting interrupt and returns its vector. An external (8259) interrupt goes first.
     pub fn ack(&mut self, cpu: u8) -> u8 {
@@ -207,7 +211,9 @@ impl Board {
     }
 
     /// CR8: bits 7:4 of the task-priority register.
-    pub fn cr8(&self, cpu: u8) -> u8 { self.lapics.get(usize::from(cpu)).map_or(0, |a| a.cr8()) }
+    pub fn cr8(&self, cpu: u8) -> u8 {
+        self.lapics.get(usize::from(cpu)).map_or(0, |a| a.cr8())
+    }
 
     pub fn set_cr8(&mut self, cpu: u8, value: u8) {
         if let Some(a) = self.lapics.get_mut(usize::from(cpu)) {

@@ -13,7 +13,9 @@ const VGA_END: u64 = vga::WINDOW + vga::WINDOW_SIZE as u64;
 const TESTDEV_END: u64 = testdev::BUFFER + testdev::BUFFER_SIZE as u64;
 
 /// Whether register `r` starts or changes the timer, so that its write needs the exact time.
-fn sets_timer(r: u8) -> bool { matches!(r, reg::LVT_TIMER | reg::INITIAL_COUNT | reg::DIVIDE | reg::SVR) }
+fn sets_timer(r: u8) -> bool {
+    matches!(r, reg::LVT_TIMER | reg::INITIAL_COUNT | reg::DIVIDE | reg::SVR)
+}
 
 impl Board {
     /// Whether vCPU `cpu`'s own APIC page is at `gpa`.

@@ -13,7 +13,9 @@ const DEBUG_CONSOLE: u8 = 0xe9;
 const TEST_LINES: u16 = 0x2000;
 const TEST_LINES_END: u16 = TEST_LINES + PINS as u16;
 
-fn low_bits(size: u8) -> u32 { if size >= 4 { u32::MAX } else { (1 << (8 * size)) - 1 } }
+fn low_bits(size: u8) -> u32 {
+    if size >= 4 { u32::MAX } else { (1 << (8 * size)) - 1 }
+}
 
 impl Board {
     /// Port read of 1, 2 or 4 bytes by vCPU `cpu`; unclaimed ports read as all ones.

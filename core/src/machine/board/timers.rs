@@ -8,7 +8,9 @@ use crate::devices::time::earlier;
 impl Board {
     /// The next guest time at which a timer has something to do.
     #[inline]
-    pub fn deadline(&self) -> Option<GuestTime> { self.next }
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.next
+    }
 
     /// Recomputes the earliest deadline. Call after anything that may arm or disarm a timer.
     pub(super) fn schedule(&mut self) {
@@ -49,11 +51,17 @@ impl Board {
         }
     }
 
-    pub(super) fn update_uart(&mut self) { self.set_irq(line::COM1, source::DEVICE, self.uart.irq()); }
+    pub(super) fn update_uart(&mut self) {
+        self.set_irq(line::COM1, source::DEVICE, self.uart.irq());
+    }
 
-    pub(super) fn update_rtc(&mut self) { self.set_irq(line::RTC, source::DEVICE, self.rtc.irq()); }
+    pub(super) fn update_rtc(&mut self) {
+        self.set_irq(line::RTC, source::DEVICE, self.rtc.irq());
+    }
 
-    pub(super) fn update_pm(&mut self) { self.set_irq(line::SCI, source::DEVICE, self.pm.sci()); }
+    pub(super) fn update_pm(&mut self) {
+        self.set_irq(line::SCI, source::DEVICE, self.pm.sci());
+    }
 
     /// Samples the keyboard controller's lines, lets the next byte in, and samples them again: so each byte is an
     /// edge.

@@ -378,7 +378,7 @@ fn nodes_are_bounded_and_eviction_is_invisible() {
     let n = MAX_NODES as u64 + 1000;
     for i in 0..n {
         let lin = i << 21;
-        r.map(lin, 0x20_0000 + (i % 16) * 0x1000 | P | W);
+        r.map(lin, (0x20_0000 + (i % 16) * 0x1000) | P | W);
         r.write(lin + 8, i as u8).unwrap();
     }
     assert!(r.sys.mmu.shadow().len() <= MAX_NODES);
@@ -442,6 +442,21 @@ fn exec_epoch_changes_when_a_fetch_translation_does() {
     assert_eq!(r.sys.mem.tlb.epoch(), e);
     r.poke(pt, 0x30_0000 | P | W);
     assert_ne!(r.sys.mem.tlb.epoch(), e);
+}
+
+#[test]
+fn accessed_bit_that_is_an_address_bit_elsewhere_is_seen() {
+    let mut r = Rig::new(Format::Long);
+    // The upper half of the 8-byte entry is the second entry of the same page read as a 32-bit table.
+    let pt = r.map(0, 0x20_0000 | P | W | (P | W) << 32);
+    assert_eq!(r.fetch(0).unwrap(), 0x3_0020_0000);
+    let directory = 0x70_0000;
+    data(&mut r, directory, pt & !0xfff | P | W);
+    r.set_format(Format::Legacy);
+    switch_to(&mut r, directory);
+    assert_eq!(r.fetch(0x1000).unwrap(), 0);
+    r.set_format(Format::Long);
+    assert_eq!(r.fetch(0).unwrap(), 0x23_0020_0000);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::addr::Gva;
+use crate::mem::page;
 use crate::vcpu::flags::bit;
 
 #[test]
@@ -362,6 +363,22 @@ fn rom_writes_are_dropped_and_rom_reads() {
 }
 
 #[test]
+fn read_only_ram_drops_writes_of_everybody() {
+    let mut r = Rig::new(Format::Long);
+    let pt = r.map(0x40_0000, 0x20_0000 | P | W);
+    r.write(0x40_0000, 5u8).unwrap();
+    r.sys.mem.set_flags(0x200, page::ROM);
+    r.write(0x40_0000, 6u8).unwrap();
+    r.sys.mem.write_phys(Gpa(0x20_0000), &[7]);
+    assert_eq!(r.read::<u8>(0x40_0000).unwrap(), 5);
+    // Accessed bits in a read-only table are lost.
+    r.poke(pt, 0x20_0000 | P | W);
+    r.sys.mem.set_flags((pt >> 12) as usize, page::ROM);
+    r.write(0x40_0000, 6u8).unwrap();
+    assert_eq!(r.peek(pt) & (A | D), 0);
+}
+
+#[test]
 fn device_memory_floats_and_ends_the_block() {
     let mut r = Rig::new(Format::Off);
     assert_eq!(r.read::<u32>(0xfee0_0020).unwrap(), u32::MAX);
@@ -382,4 +399,41 @@ fn a20_mask_applies_after_paging() {
     r.sys.mem.set_a20(true);
     assert_eq!(r.read::<u8>(0x10_0500).unwrap(), 1);
     assert_eq!(r.read::<u8>(0x500).unwrap(), 3);
+    // A mask set directly counts from the next switch on.
+    r.sys.mem.a20_mask = !(1 << 20);
+    r.ctx().mmu_switch();
+    assert_eq!(r.read::<u8>(0x10_0500).unwrap(), 3);
+}
+
+#[test]
+fn quiet_access_ignores_rights_and_stops_at_holes() {
+    let mut r = Rig::new(Format::Long);
+    let pt = r.map(0x40_0000, 0x20_0000 | P);
+    r.map(0x40_1000, 0x30_0000 | P | NX);
+    assert_eq!(r.ctx().write_quiet(Gva(0x40_0ffe), &[1, 2, 3, 4]), 4);
+    let mut b = [0; 4];
+    assert_eq!(r.ctx().read_quiet(Gva(0x40_0ffe), &mut b), 4);
+    assert_eq!(b, [1, 2, 3, 4]);
+    assert_eq!(r.sys.mem.ram.read::<u16>(0x30_0000), 0x0403);
+    assert_eq!(r.ctx().read_quiet(Gva(0x40_1ffe), &mut b), 2);
+    assert_eq!(r.ctx().read_quiet(Gva(0x8000_0000_0000), &mut b), 0);
+    assert_eq!(r.peek(pt) & (A | D), 0);
+    assert_eq!(r.sys.mmu.counters.misses, 0);
+}
+
+#[test]
+fn views_show_address_spaces_and_shadow_paths() {
+    let mut r = Rig::new(Format::Long);
+    r.map(0x40_0000, 0x20_0000 | P | W | U);
+    r.read::<u8>(0x40_0000).unwrap();
+    r.set_cpl(3);
+    r.fetch(0x40_0000).unwrap();
+    let spaces = r.sys.mmu.asids(&r.sys.mem);
+    assert_eq!(spaces.len(), 1);
+    assert_eq!((spaces[0].paging.root, spaces[0].entries), (ROOT, [1, 1, 0, 0]));
+    let path = r.sys.mmu.shadow_walk(spaces[0].asid, Gva(0x40_0000));
+    assert_eq!(path[0].page, (ROOT >> 12) as usize);
+    assert_eq!(path[3].entry, Some(0x20_0000 | P | W | U | A));
+    assert_eq!(r.sys.mmu.shadow_walk(spaces[0].asid, Gva(0x40_1000))[3].entry, None);
+    assert_eq!(r.sys.mmu.shadow().traced_pages(), 4);
 }

@@ -2,6 +2,8 @@
 //! before each of them. Results, faults and memory must stay the same.
 
 use super::*;
+use crate::addr::Gva;
+use crate::engine::hooks::{Watch, WatchAddr, WatchKind};
 use crate::mem::page;
 use crate::vcpu::flags::bit;
 
@@ -43,11 +45,15 @@ enum Op {
     Controls(u64),
     TakeDirty,
     Flag(usize),
+    /// Another vCPU with the same registers.
+    Vcpu(u8),
+    Format(Format),
+    Watch(Option<Watch>),
 }
 
 fn entry(g: &mut Rng, format: Format) -> u64 {
     let mut e = POOL + g.below(PAGES) * 0x1000;
-    for (bit, percent) in [(P, 90), (W, 70), (U, 60), (A, 30), (D, 30)] {
+    for (bit, percent) in [(P, 97), (W, 80), (U, 75), (A, 30), (D, 30)] {
         if g.chance(percent) {
             e |= bit;
         }
@@ -68,35 +74,54 @@ fn entry(g: &mut Rng, format: Format) -> u64 {
 
 fn linear(g: &mut Rng, format: Format) -> u64 {
     let mut lin = 0;
+    // Half of the addresses come from a few pages, so that TLB entries are used before they go.
+    let few = g.chance(50);
     for level in 1..=format.top() {
-        lin |= g.below(3) << format.shift(level);
+        lin |= g.below(if few && level > 1 { 1 } else { 3 }) << format.shift(level);
     }
-    if format == Format::Pae {
+    if format == Format::Pae && !few {
         lin |= g.below(2) << 30;
     }
     // Mostly entries that are in use, often the last bytes of a page.
     lin | if g.chance(20) { 0xff9 + g.below(7) } else { g.below(4) * 8 }
 }
 
-fn op(g: &mut Rng, format: Format) -> Op {
+fn watch(g: &mut Rng, lin: u64) -> Option<Watch> {
+    let kind = [WatchKind::Read, WatchKind::Write, WatchKind::Access][g.below(3) as usize];
+    let addr = match g.chance(50) {
+        true => WatchAddr::Virtual(Gva(lin)),
+        false => WatchAddr::Physical(Gpa(POOL + g.below(PAGES) * 0x1000 + g.below(8) * 4)),
+    };
+    g.chance(70).then_some(Watch { addr, len: 1 + g.below(16), kind })
+}
+
+fn op(g: &mut Rng, format: Format, mixed: bool) -> Op {
     let lin = linear(g, format);
     match g.below(100) {
-        0..15 => {
+        0..3 => {
             let e = entry(g, format);
             Op::Poke(POOL + g.below(PAGES) * 0x1000 + (g.below(4) << format.entry_shift()), e)
         }
-        15..40 => Op::Read(lin, 1 << g.below(5)),
-        40..52 => Op::Write(lin, 1 << g.below(5), g.next()),
+        3..40 => Op::Read(lin, 1 << g.below(5)),
+        // Garbage mostly beside the entries in use.
+        40..52 => Op::Write(if g.chance(90) { lin | 0x100 } else { lin }, 1 << g.below(5), g.next()),
         52..65 => Op::Write(lin & !7, 8, entry(g, format)),
         65..70 => Op::Rmw(lin),
         70..78 => Op::Fetch(lin),
         78..82 => Op::System(lin),
-        82..85 => Op::Bulk(lin),
-        85..90 => Op::Root(POOL + g.below(PAGES) * 0x1000),
-        90..91 => Op::Pdpte(g.below(4) as usize, POOL + g.below(PAGES) * 0x1000 | u64::from(g.chance(90))),
-        91..95 => Op::Cpl(if g.chance(50) { 3 } else { 0 }),
-        95..98 => Op::Controls(g.next()),
-        98 => Op::TakeDirty,
+        82..88 => Op::Bulk(lin),
+        88..90 => Op::Root(POOL + g.below(PAGES) * 0x1000),
+        90..91 => Op::Pdpte(g.below(4) as usize, (POOL + g.below(PAGES) * 0x1000) | u64::from(g.chance(90))),
+        91..94 => Op::Cpl(if g.chance(50) { 3 } else { 0 }),
+        94..95 => Op::Read(lin, 1),
+        95..96 => Op::Controls(g.next()),
+        96..98 => match g.below(4) {
+            0 => Op::Vcpu(g.below(3) as u8),
+            1 => Op::Watch(watch(g, lin)),
+            2 if mixed => Op::Format(PAGED[g.below(4) as usize]),
+            _ => Op::TakeDirty,
+        },
+        98 => Op::Fetch(lin),
         _ => Op::Flag((POOL >> 12) as usize + g.below(PAGES) as usize),
     }
 }
@@ -142,19 +167,22 @@ fn apply(r: &mut Rig, op: Op) -> Result<u128, Exception> {
                 r.cpu.msr.efer = r.cpu.msr.efer & !efer::NXE | if v >> 8 & 7 != 0 { efer::NXE } else { 0 };
             }
         }
+        Op::Vcpu(i) => r.cpu.index = i,
+        Op::Format(f) => r.set_format(f),
+        Op::Watch(w) => r.sys.mmu.set_watches(&mut r.sys.mem, w.as_slice()),
         Op::TakeDirty => drop(r.sys.mem.take_dirty()),
         Op::Flag(p) => match r.sys.mem.flags[p] & page::CODE {
             0 => r.sys.mem.set_flags(p, page::CODE),
             _ => r.sys.mem.clear_flags(p, page::CODE),
         },
     }
-    if matches!(op, Op::Root(_) | Op::Pdpte(..) | Op::Controls(_)) {
+    if matches!(op, Op::Root(_) | Op::Pdpte(..) | Op::Controls(_) | Op::Vcpu(_)) {
         r.ctx().mmu_switch();
     }
     Ok(0)
 }
 
-fn run(format: Format, seed: u64, steps: u32) {
+fn run(mut format: Format, seed: u64, steps: u32, mixed: bool) {
     let mut g = Rng(seed);
     let mut cached = Rig::new(format);
     let mut plain = Rig::new(format);
@@ -168,11 +196,16 @@ fn run(format: Format, seed: u64, steps: u32) {
         }
     }
     for step in 0..steps {
-        let o = op(&mut g, format);
+        let o = op(&mut g, format, mixed);
+        if let Op::Format(f) = o {
+            format = f;
+        }
         plain.sys.mmu.reset(&mut plain.sys.mem);
         plain.ctx().mmu_switch();
         let (a, b) = (apply(&mut cached, o), apply(&mut plain, o));
         assert_eq!(a, b, "{format:?} seed {seed} step {step}: {o:?}");
+        let hit = |r: &mut Rig| r.sys.mmu.take_watch_hit(&mut r.sys.mem);
+        assert_eq!(hit(&mut cached), hit(&mut plain), "{format:?} seed {seed} step {step}: {o:?}");
         let (a, b) = (&cached.sys.mem.code_writes, &plain.sys.mem.code_writes);
         assert_eq!(a, b, "{format:?} seed {seed} step {step}: {o:?}");
         if step % 16 == 0 {
@@ -194,7 +227,8 @@ fn run(format: Format, seed: u64, steps: u32) {
 fn cached_and_plain_agree_on_random_operations() {
     for format in PAGED {
         for seed in 0..6 {
-            run(format, seed, 6000);
+            run(format, seed, 6000, false);
+            run(format, seed + 100, 3000, true);
         }
     }
 }
