@@ -297,7 +297,7 @@ impl Vm {
         let tf = cpu.flags.has(flags::bit::TF);
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
         if care && let Err(e) = ctx.begin_insn() {
-            return self.raise(e, start);
+            return self.raise(e);
         }
         let leave = if self.filter.is_empty() {
             ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
@@ -306,19 +306,20 @@ impl Vm {
         };
         match leave {
             Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(ctx.code_lin()))),
-            Leave::Fault(e) => return self.raise(e, start),
+            Leave::Fault(e) => return self.raise(e),
             Leave::Budget => {}
         }
         if let Some(e) = ctx.trap_boundary(tf) {
-            return self.raise(e, start);
+            return self.raise(e);
         }
         self.watch_hit()
     }
 
-    /// Delivers an exception, or stops before it if the debugger asked.
-    fn raise(&mut self, e: Exception, start: u64) -> Option<VmExit> {
+    /// Delivers an exception, or stops before it if the debugger asked; the run after that stop delivers it.
+    fn raise(&mut self, e: Exception) -> Option<VmExit> {
         let asked = self.hooks.stop_exceptions & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
-        if asked && self.sys.icount != start {
+        let here = self.sys.icount;
+        if asked && self.shown_exception.replace(here) != Some(here) {
             return Some(VmExit::Exception(e));
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {

@@ -66,6 +66,8 @@ pub struct Vm {
     /// icount of the next look at a live input port.
     pub(crate) next_poll: u64,
     pub(crate) filter: AddressFilter,
+    /// icount of the exception the debugger was stopped before last.
+    pub(crate) shown_exception: Option<u64>,
     memory_hash: MemoryHash,
 }
 
@@ -101,6 +103,7 @@ impl Vm {
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
             filter: AddressFilter::default(),
+            shown_exception: None,
             memory_hash: MemoryHash::default(),
             config,
             images,
@@ -123,6 +126,7 @@ impl Vm {
 
     /// Rebuilds everything derived from the architectural state.
     fn drop_derived(&mut self) {
+        self.shown_exception = None;
         self.sys.mem.code_writes.clear();
         self.sys.mem.table_writes.clear();
         self.cache.flush(&mut self.sys.mem);
