@@ -146,8 +146,8 @@ impl Vm {
         }
         for event in std::mem::take(&mut self.sys.board.events) {
             match event {
-                BoardEvent::Init(n) => self.init_vcpu(n),
-                BoardEvent::Sipi(n, vector) => self.start_vcpu(n, vector),
+                BoardEvent::Init(n) => self.with_vcpu(n, |ctx| ctx.deliver_init()),
+                BoardEvent::Sipi(n, vector) => self.with_vcpu(n, |ctx| ctx.deliver_sipi(vector)),
                 BoardEvent::Nmi(n) => {
                     if let Some(c) = self.vcpus.get_mut(usize::from(n)) {
                         c.nmi_pending = true;
@@ -165,6 +165,12 @@ impl Vm {
             }
         }
         Some(Next::Again)
+    }
+
+    fn with_vcpu(&mut self, n: u8, f: impl FnOnce(&mut Ctx<'_>)) {
+        if let Some(cpu) = self.vcpus.get_mut(usize::from(n)) {
+            f(&mut Ctx { cpu, sys: &mut self.sys });
+        }
     }
 
     /// Can vCPU `n` execute or be woken now?

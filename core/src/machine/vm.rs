@@ -18,7 +18,7 @@ use crate::mem::Memory;
 use crate::mmu::Mmu;
 use crate::output::OutputSink;
 use crate::state::{Field, Reader, State, StateError, Writer};
-use crate::vcpu::{Activity, Vcpu, regs};
+use crate::vcpu::{Vcpu, regs};
 
 /// Why [`Vm::run`] returned. The VM is at an instruction boundary and can be run again after any of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,23 +136,6 @@ impl Vm {
             let mut ctx = Ctx { cpu, sys: &mut self.sys };
             ctx.mmu_switch();
             ctx.refresh_debug_regs();
-        }
-    }
-
-    pub(crate) fn init_vcpu(&mut self, n: u8) {
-        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
-        cpu.init();
-        cpu.activity = if n == 0 { Activity::Running } else { Activity::WaitForSipi };
-        let mut ctx = Ctx { cpu, sys: &mut self.sys };
-        ctx.mmu_switch();
-        ctx.refresh_debug_regs();
-    }
-
-    pub(crate) fn start_vcpu(&mut self, n: u8, vector: u8) {
-        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
-        if cpu.activity == Activity::WaitForSipi {
-            cpu.start_at(vector);
-            Ctx { cpu, sys: &mut self.sys }.mmu_switch();
         }
     }
 

@@ -7,7 +7,6 @@ pub mod descriptor;
 pub mod flags;
 pub mod fpu;
 pub mod gate;
-pub mod init;
 pub mod interrupt;
 pub mod mode;
 pub mod msr;
