@@ -392,7 +392,9 @@ impl Worker {
             VmExit::PowerOff => self.exit(Exit::PowerOff),
             VmExit::DebugExit(v) => self.exit(Exit::DebugExit(v)),
             // Live: the guest waits for input, and nobody is left to send any.
-            VmExit::InputEnded if !self.options.read_only => or_stop(self, Exit::TraceEnded, StopReason::Dead),
+            VmExit::InputEnded if !self.options.read_only => {
+                or_stop(self, Exit::TraceEnded, StopReason::Dead)
+            }
             VmExit::InputEnded => or_stop(self, Exit::TraceEnded, StopReason::TraceEnded),
             VmExit::Diverged => or_stop(self, Exit::Diverged, StopReason::Diverged),
             VmExit::Dead => or_stop(self, Exit::Dead, StopReason::Dead),
@@ -408,11 +410,9 @@ impl Worker {
             self.stop(StopReason::TripleFault);
         } else if self.vm.config.no_reboot {
             self.exit(Exit::TripleFault);
-        } else {
-            // What the engine does where nobody stops it.
-            if self.vm.reset().is_err() {
-                self.exit(Exit::TripleFault);
-            }
+        } else if self.vm.reset().is_err() {
+            // The reset is what the engine does where nobody stops it.
+            self.exit(Exit::TripleFault);
         }
     }
 }
