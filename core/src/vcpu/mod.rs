@@ -13,7 +13,6 @@ pub mod mode;
 pub mod msr;
 pub mod newstack;
 pub mod regs;
-pub mod reset;
 pub mod segment;
 pub mod task;
 
