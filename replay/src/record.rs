@@ -12,7 +12,7 @@ use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
-use retrovisor_core::machine::vm::{Vm, VmExit};
+use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::OutputSink;
 use retrovisor_core::{GuestTime, Icount};
 use std::fs::File;
@@ -164,12 +164,11 @@ impl Recording {
         state.writer.finish(&end).map_err(|e| state.write_error(&e))
     }
 
-    /// Ends the recording of `vm`, whose last `run` returned `exit`. Later calls do nothing.
+    /// Ends the recording of `vm` where it stands, for `reason`. Later calls do nothing.
     ///
     /// # Errors
     /// As [`Recording::finish`].
-    pub fn finish_vm(&self, vm: &mut Vm, exit: VmExit) -> Result<(), RecordError> {
-        let reason = ExitReason::from_exit(exit);
+    pub fn finish_vm(&self, vm: &mut Vm, reason: ExitReason) -> Result<(), RecordError> {
         if !reason.is_own() {
             // A replay learns at its poll that the trace ends, and a boundary has more before that.
             vm.arrive();

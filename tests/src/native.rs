@@ -87,6 +87,9 @@ pub struct Native {
     /// Exits of the 64-bit and the 32-bit trampoline.
     exit: u64,
     exit32: u64,
+    /// The code at [`TAKEN`] for each of them.
+    landing: Vec<u8>,
+    landing32: Vec<u8>,
     old: Vec<(i32, libc::sigaction)>,
     alt: Vec<u8>,
     _one: MutexGuard<'static, ()>,
@@ -214,12 +217,14 @@ impl Native {
         put(CODE, &code);
         put(CODE32, &code32);
         put(BACK32, &back_from_32(exit32));
+        let at_taken = |exit| landing(exit).map_err(|e| e.to_string());
+        let (landing, landing32) = (at_taken(exit)?, at_taken(BACK32)?);
         let mut alt = vec![0u8; ALT_STACK];
         let stack = libc::stack_t { ss_sp: alt.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALT_STACK };
         // SAFETY: the stack lives until `drop`, which disables it.
         unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
         let old = SIGNALS.into_iter().map(|s| (s, catch(s))).collect();
-        Ok(Self { exit, exit32, old, alt, _one: one })
+        Ok(Self { exit, exit32, landing, landing32, old, alt, _one: one })
     }
 
     /// Can this kernel run 32-bit code in a 64-bit process?
@@ -236,12 +241,14 @@ impl Native {
     pub fn run(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> Outcome {
         let exit = self.exit;
         EXIT_ADDR.store(exit, Ordering::SeqCst);
+        put(TAKEN, &self.landing);
         self.enter(CODE, exit, code, state, data)
     }
 
     /// As [`Native::run`], in a flat 32-bit code segment.
     pub fn run32(&mut self, code: &[u8], state: &mut State, data: &mut [u8; DATA_LEN]) -> Outcome {
         EXIT_ADDR.store(self.exit32, Ordering::SeqCst);
+        put(TAKEN, &self.landing32);
         let outcome = self.enter(CODE32, BACK32, code, state, data);
         for r in &mut state.gpr {
             *r &= 0xffff_ffff; // the upper halves are not defined after leaving 32-bit code
@@ -263,7 +270,6 @@ impl Native {
         bytes.extend_from_slice(&(exit.wrapping_sub(back + 5) as u32).to_le_bytes());
         assert!(bytes.len() as u64 <= TAKEN - INSN, "not one instruction");
         put(INSN, &bytes);
-        put(TAKEN, &landing(exit).expect("a landing place"));
         put(DATA, data);
         SIGNAL.store(0, Ordering::SeqCst);
         let block = BLOCK as *mut Block;

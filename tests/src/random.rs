@@ -12,7 +12,7 @@ use iced_x86::{
 pub struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -20,7 +20,7 @@ impl Rng {
     }
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.bits() % n
     }
     /// True once in `n` times.
     pub fn once_in(&mut self, n: u64) -> bool {
@@ -36,15 +36,15 @@ impl Rng {
             2 => corner.wrapping_sub(1),
             3 => !corner,
             4 => self.below(0x100),
-            5 => (self.next() as i32) as u64,
-            _ => self.next(),
+            5 => (self.bits() as i32) as u64,
+            _ => self.bits(),
         }
     }
 
     /// Two or four lanes of floating-point values, corners included, or plain bits.
     pub fn vector(&mut self) -> u128 {
         let lanes = match self.below(3) {
-            0 => (self.next(), self.next()),
+            0 => (self.bits(), self.bits()),
             1 => (self.double().to_bits(), self.double().to_bits()),
             _ => (self.singles(), self.singles()),
         };
@@ -61,11 +61,11 @@ impl Rng {
             0 => 0.0,
             1 => -0.0,
             2 => f64::INFINITY,
-            3 => f64::from_bits(0x7ff0_0000_0000_0001 | self.next() >> 13),
-            4 => f64::from_bits(self.next() >> 13),
+            3 => f64::from_bits(0x7ff0_0000_0000_0001 | self.bits() >> 13),
+            4 => f64::from_bits(self.bits() >> 13),
             5 => self.below(1000) as f64 - 500.5,
-            6 => (self.next() as i64) as f64,
-            _ => f64::from_bits((self.next() & 0x800f_ffff_ffff_ffff) | (0x3f0 + self.below(0x20)) << 52),
+            6 => (self.bits() as i64) as f64,
+            _ => f64::from_bits((self.bits() & 0x800f_ffff_ffff_ffff) | (0x3f0 + self.below(0x20)) << 52),
         }
     }
 
@@ -74,11 +74,11 @@ impl Rng {
             0 => 0.0,
             1 => -0.0,
             2 => f32::NEG_INFINITY,
-            3 => f32::from_bits(0x7f80_0001 | self.next() as u32 >> 10),
-            4 => f32::from_bits(self.next() as u32 >> 10),
+            3 => f32::from_bits(0x7f80_0001 | self.bits() as u32 >> 10),
+            4 => f32::from_bits(self.bits() as u32 >> 10),
             5 => self.below(1000) as f32 - 500.5,
-            6 => (self.next() as i32) as f32,
-            _ => f32::from_bits((self.next() as u32 & 0x807f_ffff) | (0x70 + self.below(0x20) as u32) << 23),
+            6 => (self.bits() as i32) as f32,
+            _ => f32::from_bits((self.bits() as u32 & 0x807f_ffff) | (0x70 + self.below(0x20) as u32) << 23),
         }
     }
 }
@@ -175,13 +175,13 @@ impl Maker<'_> {
         let s = &mut self.state;
         let r = &mut *self.rng;
         s.gpr = std::array::from_fn(|_| r.value());
-        s.flags = r.next() & USER_FLAGS;
+        s.flags = r.bits() & USER_FLAGS;
         s.xmm = std::array::from_fn(|_| r.vector());
-        s.fcw = 0x7f | (r.next() as u16 & 0xc00) | [0x000, 0x200, 0x300][r.below(3) as usize];
-        s.fsw = (r.next() as u16) & 0x7f00;
+        s.fcw = 0x7f | (r.bits() as u16 & 0xc00) | [0x000, 0x200, 0x300][r.below(3) as usize];
+        s.fsw = (r.bits() as u16) & 0x7f00;
         s.fsw &= !0x80;
-        s.ftw = r.next() as u8 | r.next() as u8;
-        s.mxcsr = 0x1f80 | (r.next() as u32 & 0x603f) | if r.once_in(4) { 0x8040 } else { 0 };
+        s.ftw = r.bits() as u8 | r.bits() as u8;
+        s.mxcsr = 0x1f80 | (r.bits() as u32 & 0x603f) | if r.once_in(4) { 0x8040 } else { 0 };
         for v in &mut s.st {
             *v = extended(r);
         }
@@ -373,8 +373,8 @@ impl Maker<'_> {
         let base = self.rng.below(self.registers()) as usize;
         let disp = match self.rng.below(3) {
             0 => 0i64,
-            1 => i64::from(self.rng.next() as i8),
-            _ => i64::from(self.rng.next() as i32 >> 4),
+            1 => i64::from(self.rng.bits() as i8),
+            _ => i64::from(self.rng.bits() as i32 >> 4),
         };
         // RSP stays inside the window, for what uses the stack as well.
         let disp = if base == 4 { at.wrapping_sub(self.state.gpr[4]) as i64 } else { disp };
@@ -404,7 +404,7 @@ impl Maker<'_> {
     fn string_pointer(&mut self, n: u32, wide: OpKind, narrow: OpKind, reg: usize) {
         self.insn.set_op_kind(n, if self.narrow { narrow } else { wide });
         let at = DATA + 0x400 + self.rng.below(0x800);
-        self.state.gpr[reg] = if self.narrow && self.bits == 64 { at | self.rng.next() << 32 } else { at };
+        self.state.gpr[reg] = if self.narrow && self.bits == 64 { at | self.rng.bits() << 32 } else { at };
     }
 
     /// Sometimes a REP prefix, where allowed, with a small count.
@@ -420,7 +420,7 @@ impl Maker<'_> {
         }
         let count = self.rng.below(12);
         self.state.gpr[1] =
-            if self.narrow && self.bits == 64 { count | self.rng.next() << 32 } else { count };
+            if self.narrow && self.bits == 64 { count | self.rng.bits() << 32 } else { count };
     }
 
     fn code_is_string(&self) -> bool {
@@ -468,14 +468,14 @@ impl Maker<'_> {
             4 => !0xffff_ffff,
             _ => 0,
         };
-        self.state.gpr[r] = offset & !keep | self.rng.next() & keep;
+        self.state.gpr[r] = offset & !keep | self.rng.bits() & keep;
         Ok(())
     }
 }
 
 /// A valid 80-bit value: zero, normal, denormal, infinity, NaN.
 fn extended(r: &mut Rng) -> (u64, u16) {
-    let sign = (r.next() as u16) & 0x8000;
+    let sign = (r.bits() as u16) & 0x8000;
     let significand = r.value() | 1 << 63;
     match r.below(8) {
         0 => (0, sign),

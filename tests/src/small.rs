@@ -142,7 +142,7 @@ fn set_mode(cpu: &mut Vcpu, size: CodeSize) {
         *s = Segment::real(0);
         s.limit = limit;
         s.attr = base | if code { attr::CODE | bits } else { stack };
-        s.selector = (8 * (n as u16 + 1) | dpl as u16) * u16::from(size != CodeSize::Real);
+        s.selector = ((8 * (n as u16 + 1)) | dpl as u16) * u16::from(size != CodeSize::Real);
     }
     if size != CodeSize::Real {
         cpu.cr0 |= cr0::PE;

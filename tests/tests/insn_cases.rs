@@ -1,5 +1,6 @@
 //! Runs the tables `tests/insn/*.ins` on the interpreter: what the host cannot run from 64-bit mode, and faults whose
 //! exact form a host signal does not tell. The expectations are the manual's.
+#![allow(clippy::expect_used)]
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use retrovisor_core::addr::Gpa;

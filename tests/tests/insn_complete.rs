@@ -1,7 +1,12 @@
-//! Completeness of the row table: every encoding of every user-level integer instruction has a row.
+//! Completeness of the row table: every encoding of every user-level integer instruction has a row, and is
+//! undefined on CPU models that did not have it.
 
 use iced_x86::{Code, Mnemonic as M, OpCodeOperandKind as K};
+use retrovisor_core::addr::Gpa;
+use retrovisor_core::exception::Exception;
 use retrovisor_core::isa;
+use retrovisor_core::vcpu::cpuid::CpuModel;
+use retrovisor_tests::small::{CodeSize, Small};
 
 /// The user-level integer instructions of an x86-64-v2 processor with BMI1, BMI2, ADX and MOVBE.
 #[rustfmt::skip]
@@ -71,4 +76,36 @@ fn test_lockable_rows_are_exactly_those_the_decoder_accepts() {
         let accepts = row.code.op_code().can_use_lock_prefix();
         assert_eq!(row.attrs & isa::LOCKABLE != 0, accepts, "{:?}", row.code);
     }
+}
+
+/// Executes 32-bit `code` with EAX = `eax` on `model`: EAX after, or the fault.
+fn eax_after(model: CpuModel, code: &[u8], eax: u64) -> Result<u64, Exception> {
+    let mut m = Small::new(CodeSize::Bits32).map_err(|_| Exception::nm())?;
+    m.cpu.model = model;
+    m.sys.mem.write_phys(Gpa(0x1000), code);
+    (m.cpu.rip, m.cpu.gpr[0], m.cpu.gpr[3]) = (0x1000, eax, 0x2000);
+    m.step().map(|()| m.cpu.gpr[0])
+}
+
+#[test]
+fn test_models_before_an_instruction_do_not_have_it() {
+    use CpuModel::*;
+    let undefined = Err(Exception::ud());
+    let table: &[(&[u8], CpuModel, CpuModel)] = &[
+        (&[0x0f, 0x44, 0xc0], Pentium, Pentium3),        // cmove eax, eax
+        (&[0x0f, 0xc7, 0x0b], I486, Pentium),            // cmpxchg8b [ebx]
+        (&[0xf3, 0x0f, 0xb8, 0xc0], Pentium3, X86_64V2), // popcnt eax, eax
+        (&[0x0f, 0x38, 0xf0, 0x03], Pentium3, X86_64V2), // movbe eax, [ebx]
+        (&[0xf2, 0x0f, 0x38, 0xf1, 0xc0], Pentium3, X86_64V2), // crc32 eax, eax
+        (&[0x66, 0x0f, 0x38, 0xf6, 0xc0], Pentium3, X86_64V2), // adcx eax, eax
+        (&[0xc4, 0xe2, 0x78, 0xf2, 0xc0], Pentium3, X86_64V2), // andn eax, eax, eax
+    ];
+    for (code, before, since) in table {
+        assert_eq!(eax_after(*before, code, 1), undefined, "{code:02x?} on {before:?}");
+        assert!(eax_after(*since, code, 1).is_ok(), "{code:02x?} on {since:?}");
+    }
+    // LZCNT was BSR, TZCNT was BSF.
+    assert_eq!(eax_after(Pentium3, &[0xf3, 0x0f, 0xbd, 0xc0], 0x10), Ok(4));
+    assert_eq!(eax_after(X86_64V2, &[0xf3, 0x0f, 0xbd, 0xc0], 0x10), Ok(27));
+    assert_eq!(eax_after(X86_64V2, &[0xf3, 0x0f, 0xbc, 0xc0], 0), Ok(32));
 }

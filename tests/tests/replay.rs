@@ -226,7 +226,7 @@ fn record(s: Session) -> (Vec<u8>, VmExit) {
         over.store(true, Ordering::Relaxed);
         exit
     });
-    recording.finish_vm(&mut vm, exit).unwrap();
+    recording.finish_vm(&mut vm, ExitReason::from_exit(exit)).unwrap();
     (file.bytes(), exit)
 }
 

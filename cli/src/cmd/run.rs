@@ -53,10 +53,10 @@ pub fn run(a: &RunArgs) -> Result<u8> {
 fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Result<u8> {
     let (code, line) = live::exit_code(ended);
     if let Some(vm) = &mut ended.vm {
-        let (when, hash) = (vm.when(), vm.state_hash());
         if let Some(r) = recording {
-            r.finish(when, reason(ended.exit), hash)?;
+            r.finish_vm(vm, reason(ended.exit))?;
         }
+        let (when, hash) = (vm.when(), vm.state_hash());
         if a.hash {
             eprintln!("retrovisor: ended at instruction {}, state {hash}", when.icount);
         }

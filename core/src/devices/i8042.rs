@@ -38,6 +38,8 @@ pub struct I8042 {
     config: u8,
     /// Output buffer: byte, and whether it is the mouse's.
     output: Option<(u8, bool)>,
+    /// What the output buffer last held: an empty one still reads so.
+    last: u8,
     /// Bytes of the controller itself waiting for the output buffer.
     reply: Option<(u8, bool)>,
     /// Command waiting for its parameter byte at port 0x60; 0: none.
@@ -49,7 +51,7 @@ pub struct I8042 {
 }
 
 crate::impl_state!(I8042, "i8042", 1, {
-    config, output, reply, command, last_was_command, keyboard, mouse,
+    config, output, last, reply, command, last_was_command, keyboard, mouse,
 });
 
 impl Default for I8042 {
@@ -63,6 +65,7 @@ impl I8042 {
         Self {
             config: config::DEFAULT,
             output: None,
+            last: 0,
             reply: None,
             command: 0,
             last_was_command: false,
@@ -121,9 +124,12 @@ impl I8042 {
         full | system | command | status::UNLOCKED
     }
 
-    /// Port 0x60: empties the output buffer. An empty one gives zero.
+    /// Port 0x60: empties the output buffer. An empty one gives its last byte again.
     pub fn read_data(&mut self) -> u8 {
-        self.output.take().map_or(0, |(b, _)| b)
+        if let Some((b, _)) = self.output.take() {
+            self.last = b;
+        }
+        self.last
     }
 
     /// Port 0x64: a controller command. `a20` is the gate's state, part of the output port.
@@ -287,7 +293,7 @@ mod tests {
         assert_eq!(keyboard(&mut k, 0xee), [0xee]);
         assert_eq!(keyboard(&mut k, 0x00), [0xfe]);
         assert_eq!(keyboard(&mut k, 0xf0), [0xfa]);
-        assert_eq!(keyboard(&mut k, 0x00), [0xfa, 2]);
+        assert_eq!(keyboard(&mut k, 0x00), [0xfa, 0x41], "set 2, translated");
     }
 
     #[test]
@@ -339,7 +345,10 @@ mod tests {
     }
 
     #[test]
-    fn i8042_empty_buffer_reads_zero() {
-        assert_eq!(I8042::new().read_data(), 0);
+    fn i8042_empty_buffer_reads_its_last_byte() {
+        let mut k = I8042::new();
+        assert_eq!(k.read_data(), 0);
+        assert_eq!(command(&mut k, 0xaa), [0x55]);
+        assert_eq!((k.read_status() & 1, k.read_data()), (0, 0x55));
     }
 }

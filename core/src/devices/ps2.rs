@@ -19,6 +19,17 @@ const SET2: [u8; 0x59] = [
     0x72, 0x7a, 0x70, 0x71, 0x84, 0x00, 0x61, 0x78, 0x07,
 ];
 
+/// The controller translates answers as if they were keys; these are the ones it changes (identification, scan-set
+/// numbers).
+fn translated(b: u8) -> u8 {
+    match b {
+        0x01 => 0x43,
+        0x02 | 0x83 => 0x41,
+        0x03 => 0x3f,
+        b => b,
+    }
+}
+
 /// The keyboard.
 #[derive(Clone, Debug)]
 pub struct Keyboard {
@@ -63,8 +74,7 @@ impl Keyboard {
     /// The next byte to send.
     pub fn next(&mut self, translate: bool) -> Option<u8> {
         if let Some(b) = self.replies.pop_front() {
-            // The identification's second byte is translated like a key.
-            let b = if translate && b == 0x83 { 0x41 } else { b };
+            let b = if translate { translated(b) } else { b };
             self.last = b;
             return Some(b);
         }

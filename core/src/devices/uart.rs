@@ -2,13 +2,14 @@
 //!
 //! A transmitted byte leaves at once, so the transmitter is always empty. Received bytes wait outside, in a queue
 //! without bound, and enter the receiver FIFO only while the guest listens: when receive interrupts are enabled, or
-//! when it has read the line status a few times in a row without sending. So input given before the guest is ready
-//! (a pipe) is not lost, there is no overrun, and nothing depends on a baud rate.
+//! when it has read the line status several times in a row without writing any register. So input given before the
+//! guest is ready (a pipe) is not lost, there is no overrun, and nothing depends on a baud rate.
 
 use std::collections::VecDeque;
 
-/// Line-status reads in a row that show a polling receiver.
-const POLLS_TO_LISTEN: u8 = 8;
+/// Line-status reads in a row, with no write in between, that show a polling receiver. Drivers that send, probe or
+/// initialise write something every few reads.
+const POLLS_TO_LISTEN: u8 = 16;
 const FIFO_SIZE: usize = 16;
 
 mod ier {
@@ -193,6 +194,7 @@ impl Uart {
 
     /// Writes register `r` (0..=7); the byte transmitted, if any.
     pub fn write(&mut self, r: u8, v: u8) -> Option<u8> {
+        self.polls = 0;
         match (r & 7, self.lcr & DLAB != 0) {
             (0, true) => self.divisor = self.divisor & 0xff00 | u16::from(v),
             (1, true) => self.divisor = self.divisor & 0x00ff | u16::from(v) << 8,
@@ -226,7 +228,6 @@ impl Uart {
 
     fn transmit(&mut self, v: u8) -> Option<u8> {
         self.thr_empty_pending = true;
-        self.polls = 0;
         if !self.looped() {
             return Some(v);
         }
@@ -347,7 +348,7 @@ mod tests {
     fn uart_polling_receiver_is_fed() {
         let mut u = Uart::new();
         u.receive(b"k");
-        for _ in 0..7 {
+        for _ in 1..POLLS_TO_LISTEN {
             assert_eq!(u.read(LSR) & 1, 0);
         }
         assert_eq!(u.read(LSR) & 1, 1);
@@ -362,6 +363,21 @@ mod tests {
             assert_eq!(u.read(LSR) & 1, 0);
             u.write(THR, b'.');
         }
+    }
+
+    #[test]
+    fn uart_driver_initialisation_takes_no_input() {
+        let mut u = with_fifos();
+        u.receive(b"typed early");
+        // A driver clears the FIFOs and reads every register once, several times over, before it enables interrupts.
+        for _ in 0..20 {
+            u.write(IIR, 0x07);
+            assert_eq!((u.read(LSR) & 1, u.read(THR)), (0, 0));
+            u.read(IIR);
+            u.read(MSR);
+        }
+        u.write(IER, 0x05);
+        assert_eq!(u.read(THR), b't');
     }
 
     #[test]

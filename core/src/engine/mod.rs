@@ -146,8 +146,8 @@ impl Vm {
         }
         for event in std::mem::take(&mut self.sys.board.events) {
             match event {
-                BoardEvent::Init(n) => self.init_vcpu(n),
-                BoardEvent::Sipi(n, vector) => self.start_vcpu(n, vector),
+                BoardEvent::Init(n) => self.with_vcpu(n, |ctx| ctx.deliver_init()),
+                BoardEvent::Sipi(n, vector) => self.with_vcpu(n, |ctx| ctx.deliver_sipi(vector)),
                 BoardEvent::Nmi(n) => {
                     if let Some(c) = self.vcpus.get_mut(usize::from(n)) {
                         c.nmi_pending = true;
@@ -165,6 +165,12 @@ impl Vm {
             }
         }
         Some(Next::Again)
+    }
+
+    fn with_vcpu(&mut self, n: u8, f: impl FnOnce(&mut Ctx<'_>)) {
+        if let Some(cpu) = self.vcpus.get_mut(usize::from(n)) {
+            f(&mut Ctx { cpu, sys: &mut self.sys });
+        }
     }
 
     /// Can vCPU `n` execute or be woken now?
@@ -297,7 +303,7 @@ impl Vm {
         let tf = cpu.flags.has(flags::bit::TF);
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
         if care && let Err(e) = ctx.begin_insn() {
-            return self.raise(e, start);
+            return self.raise(e);
         }
         let leave = if self.filter.is_empty() {
             ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
@@ -306,19 +312,20 @@ impl Vm {
         };
         match leave {
             Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(ctx.code_lin()))),
-            Leave::Fault(e) => return self.raise(e, start),
+            Leave::Fault(e) => return self.raise(e),
             Leave::Budget => {}
         }
         if let Some(e) = ctx.trap_boundary(tf) {
-            return self.raise(e, start);
+            return self.raise(e);
         }
         self.watch_hit()
     }
 
-    /// Delivers an exception, or stops before it if the debugger asked.
-    fn raise(&mut self, e: Exception, start: u64) -> Option<VmExit> {
+    /// Delivers an exception, or stops before it if the debugger asked; the run after that stop delivers it.
+    fn raise(&mut self, e: Exception) -> Option<VmExit> {
         let asked = self.hooks.stop_exceptions & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
-        if asked && self.sys.icount != start {
+        let here = self.sys.icount;
+        if asked && self.shown_exception.replace(here) != Some(here) {
             return Some(VmExit::Exception(e));
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {

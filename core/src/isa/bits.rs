@@ -9,6 +9,7 @@ use super::traits::{Width, rows};
 use super::{Row, lockable, row};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
+use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::flags::bit::{ARITH, CF, PF, ZF};
 use iced_x86::Code;
 
@@ -87,7 +88,7 @@ fn scan<const REVERSE: bool, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 const FORWARD: bool = false;
 const REVERSE: bool = true;
 
-/// LZCNT, TZCNT: CF for a zero source, ZF for a zero result.
+/// LZCNT, TZCNT: CF for a zero source, ZF for a zero result. Models without them ignore the prefix: BSR, BSF.
 #[inline(always)]
 fn count_zeros<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, count: impl FnOnce(u64) -> u32) -> Exec {
     let v = ctx.rm::<W>(i)?.u();
@@ -98,14 +99,21 @@ fn count_zeros<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, count: impl FnOnce(u64) ->
 }
 
 fn lzcnt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    if !ctx.is_since(CpuModel::X86_64V2) {
+        return scan::<REVERSE, W>(ctx, i);
+    }
     count_zeros::<W>(ctx, i, |v| v.leading_zeros() - (64 - W::BITS))
 }
 
 fn tzcnt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    if !ctx.is_since(CpuModel::X86_64V2) {
+        return scan::<FORWARD, W>(ctx, i);
+    }
     count_zeros::<W>(ctx, i, |v| v.trailing_zeros().min(W::BITS))
 }
 
 fn popcnt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.require(CpuModel::X86_64V2)?;
     let v = ctx.rm::<W>(i)?.u();
     ctx.set_reg(i, W::of(v.count_ones().into()));
     ctx.cpu.flags.replace(ARITH, u64::from(v == 0) << 6);
@@ -130,6 +138,7 @@ static CRC32C: [u32; 256] = {
 
 /// CRC32 of a source of width `W`, accumulated in the destination; its upper half is cleared in every form.
 fn crc32<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.require(CpuModel::X86_64V2)?;
     let v = ctx.rm::<W>(i)?.u();
     let mut crc = ctx.reg::<u32>(i);
     for b in v.to_le_bytes().into_iter().take(W::SIZE) {

@@ -83,21 +83,18 @@ fn imul<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 /// The two- and three-operand forms: `reg` = `a` × `b`.
 #[inline(always)]
-fn imul_to_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, a: i64, b: i64) -> Exec {
+fn imul_to_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn, a: i64, b: i64) {
     let (low, _, overflow) = imul_wide::<W>(a, b);
     ctx.set_reg(i, W::of(low));
     ctx.cpu.flags.replace(ARITH, mul_flags::<W>(low, overflow));
-    Ok(())
 }
 
 fn imul_reg_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let b = ctx.rm::<W>(i)?.s();
-    imul_to_reg::<W>(ctx, i, ctx.reg::<W>(i).s(), b)
+    ctx.with_rm(i, |ctx, b: W| imul_to_reg::<W>(ctx, i, ctx.reg::<W>(i).s(), b.s()))
 }
 
 fn imul_imm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    let a = ctx.rm::<W>(i)?.s();
-    imul_to_reg::<W>(ctx, i, a, W::of(i.imm).s())
+    ctx.with_rm(i, |ctx, a: W| imul_to_reg::<W>(ctx, i, a.s(), W::of(i.imm).s()))
 }
 
 /// Unsigned division of `high:low` by `d`: quotient and remainder, or `None` for #DE. All zero-extended.

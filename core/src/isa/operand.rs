@@ -4,6 +4,7 @@ use super::insn::Insn;
 use super::traits::Width;
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::{Seg, gpr::RSP};
 
 impl Ctx<'_> {
@@ -67,6 +68,18 @@ impl Ctx<'_> {
     #[inline(never)]
     fn put_mem<W: Width>(&mut self, i: &Insn, v: W) -> Exec {
         self.store(i.seg, self.ea(i), v)
+    }
+
+    /// Is the CPU model `first` or a later one? Later models have everything earlier ones have.
+    #[inline(always)]
+    pub fn is_since(&self, first: CpuModel) -> bool {
+        self.cpu.model as u8 >= first as u8
+    }
+
+    /// #UD on CPU models before `first`, which brought the instruction.
+    #[inline(always)]
+    pub fn require(&self, first: CpuModel) -> Exec {
+        if self.is_since(first) { Ok(()) } else { Err(Exception::ud()) }
     }
 
     /// Reads the r/m operand.

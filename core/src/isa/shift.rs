@@ -211,3 +211,51 @@ pub const ROWS: &[Row] = rows! {
     row double_by_imm<RIGHT> 3: Shrd_rm16_r16_imm8 Shrd_rm32_r32_imm8 Shrd_rm64_r64_imm8;
     row double_by_cl<RIGHT> 3: Shrd_rm16_r16_CL Shrd_rm32_r32_CL Shrd_rm64_r64_CL;
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shifting or rotating by `n` is `n` times by one.
+    fn repeated<O: Shift, W: Width>(a: u64, n: u32, flags: u64) -> (u64, u64) {
+        let (mut v, mut f) = (a, flags);
+        for _ in 0..n {
+            let (r, g) = O::apply::<W>(v, 1, f & CF);
+            (v, f) = (r & W::MASK, g);
+        }
+        (v, f & CF)
+    }
+
+    fn check<O: Shift, W: Width>(max: u32) {
+        for a in [0, 1, 0x80, 0xa5, 0x7fff, 0x8001, 0x1234_5678_9abc_def0u64, u64::MAX] {
+            for n in 1..max {
+                for cf in [0, CF] {
+                    let (r, f) = O::apply::<W>(a & W::MASK, n, cf);
+                    assert_eq!((r & W::MASK, f & CF), repeated::<O, W>(a & W::MASK, n, cf), "{a:#x} by {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn test_a_count_is_that_many_single_steps() {
+        check::<Rol, u8>(32);
+        check::<Ror, u16>(32);
+        check::<Rcl, u8>(32);
+        check::<Rcl, u64>(64);
+        check::<Rcr, u16>(32);
+        check::<Rcr, u32>(32);
+        check::<Shl, u8>(32);
+        check::<Shl, u64>(64);
+        check::<Shr, u16>(32);
+        check::<Sar, u8>(32);
+        check::<Sar, u32>(32);
+    }
+
+    #[test]
+    fn test_double_shifts_take_their_bits_from_the_other_operand() {
+        assert_eq!(shld::<u32>(0x1234_5678, 0x9abc_def0, 8).0, 0x3456_789a);
+        assert_eq!(shrd::<u32>(0x1234_5678, 0x9abc_def0, 8).0, 0xf012_3456);
+        assert_eq!(shld::<u16>(0x1234, 0xabcd, 4), (0x234a, of_cf(0, 1)), "CF is the last bit shifted out");
+    }
+}

@@ -14,6 +14,11 @@ use iced_x86::Code;
 
 const SS: u8 = Seg::Ss as u8;
 
+/// PUSH of a register encoded in the opcode. RSP is pushed as it was before.
+fn push_reg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.push(W::reg(ctx.cpu, i.rm))
+}
+
 /// PUSH r/m: a memory operand's address, or RSP itself, is read before the push.
 fn push_rm<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     let v = ctx.rm::<W>(i)?;
@@ -111,7 +116,7 @@ fn leave<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row push_rm<> 3: Push_r16 Push_r32 Push_r64;
+    row push_reg<> 3: Push_r16 Push_r32 Push_r64;
     row push_rm<> 3: Push_rm16 Push_rm32 Push_rm64;
     row push_imm<> 3: Push_imm16 Pushd_imm32 Pushq_imm32;
     row push_imm<> 3: Pushw_imm8 Pushd_imm8 Pushq_imm8;

@@ -17,6 +17,7 @@ const BUFFER: usize = 4 << 20;
 const FORMS: usize = 8192;
 
 type Slots = [AtomicUsize; 256];
+// SAFETY: only names the ABI; `call_simd` and `x87` say why their calls are sound.
 type SimdThunk = unsafe extern "sysv64" fn(*mut Operands);
 type X87Thunk = unsafe extern "sysv64" fn(*mut X87Operands);
 

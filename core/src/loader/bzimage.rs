@@ -77,7 +77,10 @@ impl<'a> Setup<'a> {
             alignment: if since(0x205) { u64::from(u32_at(file, 0x230)?) } else { 1 },
             relocatable: since(0x205) && u8_at(file, 0x234)? != 0,
             has_entry_64: since(0x20c) && u16_at(file, 0x236)? & XLF_KERNEL_64 != 0,
-            cmdline_size: if since(0x206) { u64::from(u32_at(file, 0x238)?) } else { DEFAULT_CMDLINE_SIZE },
+            cmdline_size: match u32_at(file, 0x238) {
+                Some(size @ 1..) if since(0x206) => u64::from(size),
+                _ => DEFAULT_CMDLINE_SIZE,
+            },
             pref_address: if since(0x20a) { u64_at(file, 0x258)? } else { DEFAULT_ADDRESS },
             init_size: if since(0x20a) { u64::from(u32_at(file, 0x260)?) } else { 0 },
         };

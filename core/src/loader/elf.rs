@@ -10,7 +10,11 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PF_X: u32 = 1;
 const SHT_SYMTAB: u32 = 2;
+const SHT_STRTAB: u32 = 3;
 const SHT_NOBITS: u32 = 8;
+const SHF_ALLOC: u64 = 2;
+/// Longer symbol names are ignored, so that a table without terminators is not read over and over.
+const MAX_NAME: usize = 4096;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 /// Note "Xen", type 18: physical address of the PVH entry.
@@ -33,10 +37,24 @@ struct Segment {
 #[derive(Clone, Copy, Debug)]
 struct Section {
     kind: u32,
+    flags: u64,
     offset: u64,
     size: u64,
     link: u32,
     entsize: u64,
+}
+
+/// The section headers as a boot loader hands them on.
+pub(super) struct SectionTable<'a> {
+    /// The raw headers.
+    pub headers: Vec<u8>,
+    pub count: u64,
+    /// Size of one header.
+    pub entsize: u64,
+    /// Index of the section that holds the sections' names.
+    pub names: u16,
+    /// Symbol and string tables that no segment loads: offset of their address field in `headers`, and their bytes.
+    pub unloaded: Vec<(usize, &'a [u8])>,
 }
 
 /// A function or object named by the symbol table.
@@ -170,13 +188,31 @@ impl<'a> Elf<'a> {
         Section::read(self.file, self.is_64, shoff.checked_add(index * entsize)?)
     }
 
+    /// The section headers; `None` if there are none or they lie outside the file.
+    pub(super) fn section_table(&self) -> Option<SectionTable<'a>> {
+        let (shoff, entsize, count) = self.sections_at;
+        let headers = slice_at(self.file, shoff, count.checked_mul(entsize)?)?.to_vec();
+        let names = u16_at(self.file, if self.is_64 { 0x3e } else { 0x32 })?;
+        if count == 0 || entsize != if self.is_64 { 64 } else { 40 } {
+            return None;
+        }
+        let mut unloaded = Vec::new();
+        for index in 0..count {
+            let section = self.section(index)?;
+            if section.flags & SHF_ALLOC == 0 && matches!(section.kind, SHT_SYMTAB | SHT_STRTAB) {
+                let address = index * entsize + if self.is_64 { 16 } else { 12 };
+                unloaded.push((address as usize, slice_at(self.file, section.offset, section.size)?));
+            }
+        }
+        Some(SectionTable { headers, count, entsize, names, unloaded })
+    }
+
     /// The symbols of `.symtab` that have a name and a value, in file order; empty if the file is stripped.
     pub fn symbols(&self) -> Vec<Symbol<'a>> {
-        let sections = (0..self.sections_at.2).filter_map(|i| self.section(i));
-        sections
-            .filter(|s| s.kind == SHT_SYMTAB)
-            .flat_map(|s| self.symbols_of(&s).unwrap_or_default())
-            .collect()
+        let mut sections = (0..self.sections_at.2).filter_map(|i| self.section(i));
+        // There is one at most; a file that claims thousands is not believed.
+        let table = sections.find(|s| s.kind == SHT_SYMTAB);
+        table.and_then(|s| self.symbols_of(&s)).unwrap_or_default()
     }
 
     fn symbols_of(&self, table: &Section) -> Option<Vec<Symbol<'a>>> {
@@ -213,11 +249,12 @@ impl Section {
         let b = slice_at(file, at, if is_64 { 64 } else { 40 })?;
         let kind = u32_at(b, 4)?;
         Some(if is_64 {
-            let (offset, size, link) = (u64_at(b, 24)?, u64_at(b, 32)?, u32_at(b, 40)?);
-            Self { kind, offset, size, link, entsize: u64_at(b, 56)? }
+            let (flags, offset, size, link) = (u64_at(b, 8)?, u64_at(b, 24)?, u64_at(b, 32)?, u32_at(b, 40)?);
+            Self { kind, flags, offset, size, link, entsize: u64_at(b, 56)? }
         } else {
             let word = |off: u64| u32_at(b, off).map(u64::from);
-            Self { kind, offset: word(16)?, size: word(20)?, link: u32_at(b, 24)?, entsize: word(36)? }
+            let (flags, offset, size, link) = (word(8)?, word(16)?, word(20)?, u32_at(b, 24)?);
+            Self { kind, flags, offset, size, link, entsize: word(36)? }
         })
     }
 }
@@ -230,7 +267,8 @@ fn symbol<'a>(b: &[u8], is_64: bool, strings: &'a [u8]) -> Option<Symbol<'a>> {
         (*b.get(12)?, u16_at(b, 14)?, u64::from(u32_at(b, 4)?), u64::from(u32_at(b, 8)?))
     };
     let tail = strings.get(u32_at(b, 0)? as usize..)?;
-    let name = std::str::from_utf8(tail.split(|&c| c == 0).next()?).ok()?;
+    let len = tail.iter().take(MAX_NAME).position(|&c| c == 0)?;
+    let name = std::str::from_utf8(tail.get(..len)?).ok()?;
     let kind = info & 15;
     (shndx != 0 && kind <= 2 && !name.is_empty()).then_some(Symbol { name, value, size, kind })
 }

@@ -35,7 +35,7 @@ use thiserror::Error;
 /// The guest's images, as bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Images {
-    /// bzImage, ELF (plain, multiboot 1/2, PVH) or flat binary.
+    /// bzImage, ELF (plain, multiboot 1/2, PVH), or any file with a multiboot header that carries load addresses.
     pub kernel: Option<Vec<u8>>,
     /// Linux initrd, or the multiboot modules.
     pub initrd: Option<Vec<u8>>,

@@ -42,12 +42,15 @@ mod info {
     pub const BASIC_MEMORY: u32 = 4;
     pub const MEMORY_MAP: u32 = 6;
     pub const FRAMEBUFFER: u32 = 8;
+    pub const ELF_SECTIONS: u32 = 9;
     pub const ACPI_OLD: u32 = 14;
     pub const ACPI_NEW: u32 = 15;
     pub const LOAD_BASE: u32 = 21;
     /// Tags a kernel may demand: those this loader gives whenever they apply.
-    pub const KNOWN: [u32; 9] =
-        [CMDLINE, LOADER, MODULE, BASIC_MEMORY, MEMORY_MAP, FRAMEBUFFER, ACPI_OLD, ACPI_NEW, LOAD_BASE];
+    #[rustfmt::skip]
+    pub const KNOWN: [u32; 10] = [
+        CMDLINE, LOADER, MODULE, BASIC_MEMORY, MEMORY_MAP, FRAMEBUFFER, ELF_SECTIONS, ACPI_OLD, ACPI_NEW, LOAD_BASE,
+    ];
 }
 
 /// A multiboot 2 header.
@@ -170,7 +173,8 @@ pub(super) fn load(
         header.entry.or(elf_entry).ok_or_else(|| LoadError::invalid(WHAT, "has no entry address tag"))?;
     let base = load_base(header, &boot)?;
     let module = multiboot::place_module(&mut boot)?;
-    let information = information(&boot, module, base);
+    let sections = elf.filter(|_| header.addresses.is_none()).and_then(|elf| elf_sections(elf, &mut boot));
+    let information = information(&boot, module, base, sections);
     let above = boot.layout.used_end();
     let at = boot.layout.put_low("multiboot2 information", &information, 16, above)?;
     let above = boot.layout.used_end();
@@ -201,7 +205,12 @@ fn put(out: &mut Build, kind: u32, body: &[u8]) {
 }
 
 /// Builds the information structure.
-fn information(boot: &Boot<'_>, module: Option<(u64, u64)>, base: Option<u64>) -> Vec<u8> {
+fn information(
+    boot: &Boot<'_>,
+    module: Option<(u64, u64)>,
+    base: Option<u64>,
+    sections: Option<Vec<u8>>,
+) -> Vec<u8> {
     let mut out = Build::default();
     out.u64(0);
     put(&mut out, info::CMDLINE, &c_string(&multiboot::command_line(boot)));
@@ -223,6 +232,9 @@ fn information(boot: &Boot<'_>, module: Option<(u64, u64)>, base: Option<u64>) -
     let mut screen = Build::default();
     screen.u64(0xb8000).u32(160).u32(80).u32(25).u8(16).u8(2).u16(0);
     put(&mut out, info::FRAMEBUFFER, &screen.0);
+    if let Some(sections) = sections {
+        put(&mut out, info::ELF_SECTIONS, &sections);
+    }
     acpi(boot, &mut out);
     if let Some(base) = base {
         put(&mut out, info::LOAD_BASE, &low32(base).to_le_bytes());
@@ -231,6 +243,20 @@ fn information(boot: &Boot<'_>, module: Option<(u64, u64)>, base: Option<u64>) -
     let len = out.0.len() as u32;
     out.patch_u32(0, len);
     out.0
+}
+
+/// The body of the ELF-sections tag. Symbol and string tables, which no segment loads, are placed above everything
+/// else and their headers' addresses set; `None` if there are no sections or no room.
+fn elf_sections(elf: &Elf<'_>, boot: &mut Boot<'_>) -> Option<Vec<u8>> {
+    let mut table = elf.section_table()?;
+    for (address, bytes) in table.unloaded {
+        let above = boot.layout.used_end();
+        let at = boot.layout.put_low("ELF sections", bytes, 16, above).ok()?;
+        table.headers.get_mut(address..address + 4)?.copy_from_slice(&low32(at).to_le_bytes());
+    }
+    let mut body = Build::default();
+    body.u32(table.count as u32).u32(table.entsize as u32).u32(u32::from(table.names)).bytes(&table.headers);
+    Some(body.0)
 }
 
 /// Copies of the ACPI root pointer: its first 20 bytes as the ACPI 1.0 one, and the whole of it if it is newer.

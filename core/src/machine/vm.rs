@@ -18,7 +18,7 @@ use crate::mem::Memory;
 use crate::mmu::Mmu;
 use crate::output::OutputSink;
 use crate::state::{Field, Reader, State, StateError, Writer};
-use crate::vcpu::{Activity, Vcpu, regs};
+use crate::vcpu::{Vcpu, regs};
 
 /// Why [`Vm::run`] returned. The VM is at an instruction boundary and can be run again after any of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +66,8 @@ pub struct Vm {
     /// icount of the next look at a live input port.
     pub(crate) next_poll: u64,
     pub(crate) filter: AddressFilter,
+    /// icount of the exception the debugger was stopped before last.
+    pub(crate) shown_exception: Option<u64>,
     memory_hash: MemoryHash,
 }
 
@@ -101,6 +103,7 @@ impl Vm {
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
             filter: AddressFilter::default(),
+            shown_exception: None,
             memory_hash: MemoryHash::default(),
             config,
             images,
@@ -124,6 +127,7 @@ impl Vm {
 
     /// Rebuilds everything derived from the architectural state.
     fn drop_derived(&mut self) {
+        self.shown_exception = None;
         self.sys.mem.code_writes.clear();
         self.sys.mem.table_writes.clear();
         self.cache.flush(&mut self.sys.mem);
@@ -133,23 +137,6 @@ impl Vm {
             let mut ctx = Ctx { cpu, sys: &mut self.sys };
             ctx.mmu_switch();
             ctx.refresh_debug_regs();
-        }
-    }
-
-    pub(crate) fn init_vcpu(&mut self, n: u8) {
-        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
-        cpu.init();
-        cpu.activity = if n == 0 { Activity::Running } else { Activity::WaitForSipi };
-        let mut ctx = Ctx { cpu, sys: &mut self.sys };
-        ctx.mmu_switch();
-        ctx.refresh_debug_regs();
-    }
-
-    pub(crate) fn start_vcpu(&mut self, n: u8, vector: u8) {
-        let Some(cpu) = self.vcpus.get_mut(usize::from(n)) else { return };
-        if cpu.activity == Activity::WaitForSipi {
-            cpu.start_at(vector);
-            Ctx { cpu, sys: &mut self.sys }.mmu_switch();
         }
     }
 

@@ -7,12 +7,12 @@ pub mod descriptor;
 pub mod flags;
 pub mod fpu;
 pub mod gate;
-pub mod init;
 pub mod interrupt;
 pub mod mode;
 pub mod msr;
 pub mod newstack;
 pub mod regs;
+pub mod reset;
 pub mod segment;
 pub mod task;
 

@@ -391,6 +391,8 @@ impl Worker {
             VmExit::Reset => self.exit(Exit::Reset),
             VmExit::PowerOff => self.exit(Exit::PowerOff),
             VmExit::DebugExit(v) => self.exit(Exit::DebugExit(v)),
+            // Live: the guest waits for input, and nobody is left to send any.
+            VmExit::InputEnded if !self.options.read_only => or_stop(self, Exit::TraceEnded, StopReason::Dead),
             VmExit::InputEnded => or_stop(self, Exit::TraceEnded, StopReason::TraceEnded),
             VmExit::Diverged => or_stop(self, Exit::Diverged, StopReason::Diverged),
             VmExit::Dead => or_stop(self, Exit::Dead, StopReason::Dead),
@@ -407,12 +409,10 @@ impl Worker {
         } else if self.vm.config.no_reboot {
             self.exit(Exit::TripleFault);
         } else {
-            // The next run goes through with the reset.
-            self.vm.hooks.stop_triple_fault = false;
-            if self.vm.run(Some(here + 1)) == VmExit::TripleFault {
+            // What the engine does where nobody stops it.
+            if self.vm.reset().is_err() {
                 self.exit(Exit::TripleFault);
             }
-            self.update_hooks();
         }
     }
 }

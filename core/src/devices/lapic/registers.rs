@@ -138,7 +138,9 @@ impl Lapic {
             v |= LVT_MASKED;
         }
         if i == Lvt::Timer as usize {
-            self.catch_up(now);
+            if self.timer_masked() {
+                self.catch_up(now);
+            }
             // Entering or leaving TSC-deadline mode disarms the timer (10.5.4.1).
             if (self.lvt[i] ^ v) & 1 << 18 != 0 {
                 self.deadline = None;

@@ -7,7 +7,7 @@ impl Lapic {
     fn timer_mode(&self) -> u32 {
         self.lvt[Lvt::Timer as usize] >> 17 & 3
     }
-    fn timer_masked(&self) -> bool {
+    pub(super) fn timer_masked(&self) -> bool {
         self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0
     }
 

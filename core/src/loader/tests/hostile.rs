@@ -138,7 +138,10 @@ fn mutated_images_never_panic() {
         images::pvh(),
         images::multiboot(3),
         images::multiboot_flat(0, 0),
-        images::multiboot2(&[(1, 0, images::words(&[1, 4])), (10, 0, relocated)]),
+        images::with_string_table(
+            images::multiboot2(&[(1, 0, images::words(&[1, 4])), (10, 0, relocated)]),
+            b"\0.shstrtab\0",
+        ),
     ];
     let config = MachineConfig { memory: MEMORY, ..MachineConfig::default() };
     let mut mem = Memory::new(MEMORY, 0).unwrap();

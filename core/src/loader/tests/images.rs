@@ -175,3 +175,17 @@ pub fn bzimage(s: &Setup) -> Vec<u8> {
     f.extend(body);
     f
 }
+
+/// Appends section headers to an ELF32 file: null, and a string table that no segment loads.
+pub fn with_string_table(mut elf: Vec<u8>, strings: &[u8]) -> Vec<u8> {
+    let strings_at = elf.len() as u32;
+    elf.extend(strings);
+    let headers_at = elf.len() as u32;
+    elf.extend(vec![0; 40]);
+    elf.extend(words(&[1, 3, 0, 0, strings_at, strings.len() as u32, 0, 0, 1, 0]));
+    elf[0x20..0x24].copy_from_slice(&headers_at.to_le_bytes());
+    for (at, half) in [(0x2e, 40u16), (0x30, 2), (0x32, 1)] {
+        elf[at..at + 2].copy_from_slice(&half.to_le_bytes());
+    }
+    elf
+}

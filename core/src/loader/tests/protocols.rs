@@ -218,6 +218,19 @@ fn multiboot2_elf_gets_its_tags() {
 }
 
 #[test]
+fn multiboot2_hands_on_elf_sections() {
+    let image =
+        images::with_string_table(images::multiboot2(&[(1, 0, images::words(&[9]))]), b"\0.shstrtab\0");
+    let l = loaded(&images(image), 16 * MIB);
+    let body = tag(&l, 9).unwrap();
+    let word = |n: usize| u32::from_le_bytes(body[n * 4..n * 4 + 4].try_into().unwrap());
+    assert_eq!((word(0), word(1), word(2), body.len()), (2, 40, 1, 12 + 80));
+    let address = word(3 + 10 + 3);
+    assert!(u64::from(address) >= MIB + 0x3000);
+    assert_eq!(l.bytes(u64::from(address), 11), b"\0.shstrtab\0");
+}
+
+#[test]
 fn multiboot2_relocatable_tag_is_honoured_or_refused() {
     let within =
         |min: u32, max: u32| images(images::multiboot2(&[(10, 0, images::words(&[min, max, 4096, 0]))]));

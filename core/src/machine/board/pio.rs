@@ -55,6 +55,11 @@ impl Board {
         if let Some(o) = self.pm_offset(port, size) {
             let now = if AcpiPm::reads_time(o) { bus.now() } else { bus.when.time };
             let v = (0..u16::from(size)).rev().fold(0, |v, i| v << 8 | u32::from(self.pm.read(o + i, now)));
+            // Reading the status may find that the timer overflowed.
+            if o < 2 {
+                self.update_pm();
+                self.schedule();
+            }
             return Some(v);
         }
         match (port, size) {

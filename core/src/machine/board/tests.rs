@@ -331,6 +331,18 @@ fn host_clock_reads_are_logged_and_whole() {
 }
 
 #[test]
+fn pm_status_read_under_the_host_clock_raises_the_sci() {
+    let mut r = Rig::new(&MachineConfig { clock: ClockKind::Host, ..MachineConfig::default() });
+    r.init_pic();
+    r.outb(0xb2, 0xf1);
+    r.with(|b, bus| b.pio_write(0, 0x602, 2, 1, bus));
+    r.input.0 = 3_000_000_000;
+    assert_eq!(r.with(|b, bus| b.pio_read(0, 0x600, 2, bus)), 1);
+    assert_eq!(r.board.ack(0), 0x29);
+    assert_eq!(r.board.deadline(), None);
+}
+
+#[test]
 fn several_timers_expire_together() {
     let mut r = Rig::plain();
     r.init_pic();
