@@ -116,6 +116,7 @@ impl Vm {
     /// its contents, as on hardware.
     pub fn reset(&mut self) -> Result<(), LoadError> {
         self.vcpus = (0..self.config.vcpus).map(|n| Vcpu::new(n, self.config.cpu)).collect();
+        self.vcpus.iter_mut().for_each(|c| c.count = self.config.vcpus);
         self.current = 0;
         self.sys.board.reset();
         let rsdp = tables::install(&mut self.sys.mem, &self.config);
