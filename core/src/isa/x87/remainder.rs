@@ -70,6 +70,7 @@ fn fprem<const NEAREST: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_note(i);
     let f = &ctx.cpu.fpu;
     if f.is_empty(0) || f.is_empty(1) {
+        ctx.cpu.fpu.set_cc(sw::C2, 0);
         if ctx.x87_underflow() {
             ctx.cpu.fpu.set_st(0, INDEFINITE);
         }
