@@ -42,13 +42,15 @@ fn fst<const POP: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-/// FSTPNCE (D9 D8+i, undocumented): FSTP that copies whatever an empty ST(0) holds.
+/// FSTPNCE (D9 D8+i, undocumented): FSTP that only pops if ST(0) is empty.
 fn fstpnce(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_ready()?;
     ctx.x87_note(i);
     let f = &mut ctx.cpu.fpu;
     f.set_cc(sw::C1, 0);
-    f.set_st(i.rm, f.st(0));
+    if !f.is_empty(0) {
+        f.set_st(i.rm, f.st(0));
+    }
     f.pop();
     Ok(())
 }

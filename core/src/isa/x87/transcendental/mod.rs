@@ -125,6 +125,8 @@ fn cosine(a: &Operand) -> Outcome {
 }
 
 fn circular(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> Outcome) -> Exec {
+    ctx.x87_ready()?;
+    ctx.cpu.fpu.set_cc(sw::C2, 0);
     let Some(a) = ctx.x87_operand(i)? else { return Ok(()) };
     if out_of_range(ctx, &a) {
         return Ok(());
@@ -136,6 +138,7 @@ fn circular(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> Outcome) -> Exec {
 /// FSINCOS and FPTAN: a result in ST(0), then a second pushed.
 fn circular_pair(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> (Outcome, Outcome)) -> Exec {
     ctx.x87_ready()?;
+    ctx.cpu.fpu.set_cc(sw::C2, 0);
     if ctx.cpu.fpu.is_empty(0) {
         ctx.x87_note(i);
         if ctx.x87_underflow() {
