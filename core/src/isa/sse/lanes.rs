@@ -56,13 +56,27 @@ macro_rules! lane {
 }
 lane!(u8 as u8, u16 as u16, u32 as u32, u64 as u64, i8 as u8, i16 as u16, i32 as u32);
 
-fn if_true<T: Lane>(c: bool) -> T { if c { T::ONES } else { T::default() } }
-pub fn add<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::plus) }
-pub fn sub<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::minus) }
-pub fn eq<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x == y)) }
-pub fn gt<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x > y)) }
-pub fn min<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::min) }
-pub fn max<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::max) }
+fn if_true<T: Lane>(c: bool) -> T {
+    if c { T::ONES } else { T::default() }
+}
+pub fn add<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::plus)
+}
+pub fn sub<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::minus)
+}
+pub fn eq<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, |x: T, y| if_true(x == y))
+}
+pub fn gt<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, |x: T, y| if_true(x > y))
+}
+pub fn min<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::min)
+}
+pub fn max<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::max)
+}
 
 /// Logical shift of each lane; a count of the lane's width or more gives zero.
 pub fn shift_left<T: Lane>(v: u128, count: u32) -> u128 {
@@ -73,7 +87,9 @@ pub fn shift_right<T: Lane>(v: u128, count: u32) -> u128 {
 }
 
 /// The low bits of each lane set to `v`.
-fn spread<T: Lane>(v: u128) -> u128 { (0..128 / T::BITS).fold(0, |r, n| r | v << (n * T::BITS)) }
+fn spread<T: Lane>(v: u128) -> u128 {
+    (0..128 / T::BITS).fold(0, |r, n| r | v << (n * T::BITS))
+}
 
 #[inline(always)]
 fn binary(ctx: &mut Ctx<'_>, i: &Insn, f: impl Fn(u128, u128) -> u128) -> Exec {

@@ -29,8 +29,12 @@ enum Outcome {
     DivideByZero(bool),
 }
 
-const fn zero(negative: bool) -> Outcome { Outcome::Exact((0, if negative { 0x8000 } else { 0 })) }
-const fn infinity(negative: bool) -> Outcome { Outcome::Exact((1 << 63, if negative { 0xffff } else { 0x7fff })) }
+const fn zero(negative: bool) -> Outcome {
+    Outcome::Exact((0, if negative { 0x8000 } else { 0 }))
+}
+const fn infinity(negative: bool) -> Outcome {
+    Outcome::Exact((1 << 63, if negative { 0xffff } else { 0x7fff }))
+}
 
 impl Ctx<'_> {
     /// Writes an outcome to ST(`at`). False if an unmasked exception suppressed it.
@@ -275,7 +279,13 @@ fn patan(y: &Operand, x: &Operand) -> Outcome {
     match (y.class, x.class) {
         (Class::Infinity, Class::Infinity) => pi(if x.negative { 3 } else { 1 }),
         (Class::Infinity, _) => pi(2),
-        (Class::Zero, _) | (_, Class::Infinity) => if x.negative { pi(4) } else { zero(y.negative) },
+        (Class::Zero, _) | (_, Class::Infinity) => {
+            if x.negative {
+                pi(4)
+            } else {
+                zero(y.negative)
+            }
+        }
         (_, Class::Zero) => pi(2),
         _ if !x.negative && quotient_is_exact_and_tiny(y, x) => Outcome::Value(y.value.div(x.value), false),
         _ => Outcome::Value(series::atan2(y.value, x.value), false),
@@ -283,7 +293,9 @@ fn patan(y: &Operand, x: &Operand) -> Outcome {
 }
 
 /// For a quotient below the smallest normal number its arc tangent rounds as the quotient itself does.
-fn quotient_is_exact_and_tiny(y: &Operand, x: &Operand) -> bool { y.value.exp - x.value.exp < -16400 }
+fn quotient_is_exact_and_tiny(y: &Operand, x: &Operand) -> bool {
+    y.value.exp - x.value.exp < -16400
+}
 
 pub const ROWS: &[Row] = &[
     row(C::F2xm1, f2xm1),
