@@ -3,7 +3,7 @@
 use super::live::{self, Around, Ended};
 use crate::args::RunArgs;
 use crate::config;
-use crate::console::{SerialSink, Serial};
+use crate::console::{Serial, SerialSink};
 use anyhow::{Context, Result, anyhow};
 use retrovisor_core::input::{InputPort, NoInput};
 use retrovisor_core::machine::vm::Vm;
@@ -21,10 +21,11 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
-    let sink: Box<dyn OutputSink> = match SerialSink::open(&serial).with_context(|| format!("--serial {}", a.serial))? {
-        Some(s) => Box::new(s),
-        None => Box::new(NullSink),
-    };
+    let sink: Box<dyn OutputSink> =
+        match SerialSink::open(&serial).with_context(|| format!("--serial {}", a.serial))? {
+            Some(s) => Box::new(s),
+            None => Box::new(NullSink),
+        };
     let mailbox = Mailbox::new();
     let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
     // Images that do not boot are refused before a trace file is created.

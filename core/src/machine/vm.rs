@@ -74,7 +74,10 @@ pub struct Vm {
 impl Vm {
     /// Builds the machine, loads the images, and stands before the first instruction.
     pub fn new(
-        mut config: MachineConfig, images: Images, mut input: Box<dyn InputPort>, output: Box<dyn OutputSink>,
+        mut config: MachineConfig,
+        images: Images,
+        mut input: Box<dyn InputPort>,
+        output: Box<dyn OutputSink>,
     ) -> Result<Self, LoadError> {
         if config.clock == ClockKind::Host {
             config.wall_time = input.answer(When::default(), Query::BootWallTime);
@@ -180,7 +183,9 @@ impl Vm {
     }
 
     /// The current point.
-    pub fn when(&self) -> When { self.sys.when() }
+    pub fn when(&self) -> When {
+        self.sys.when()
+    }
 
     /// The vCPU whose turn it is, ready to be looked at through guest-virtual addresses.
     pub fn ctx(&mut self, vcpu: usize) -> Option<Ctx<'_>> {
