@@ -30,7 +30,8 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let mailbox = Mailbox::new();
     let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
     // Images that do not boot are refused before a trace file is created.
-    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink)).map_err(|e| name_file(e, a))?;
+    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))
+        .map_err(|e| name_file(e, a))?;
     let recording = match &a.record {
         None => None,
         Some(path) => {
