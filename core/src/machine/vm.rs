@@ -101,7 +101,7 @@ impl Vm {
             current: 0,
             sys,
             hooks: Hooks::default(),
-            cache: BlockCache::new(),
+            cache: BlockCache::new(config.cpu),
             slice_end: config.slice,
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
