@@ -50,16 +50,26 @@ newtype!(
 
 impl Gva {
     /// Base of the 4 KiB page that holds this address.
-    pub const fn page(self) -> Gva { Gva(self.0 & !(PAGE_SIZE - 1)) }
+    pub const fn page(self) -> Gva {
+        Gva(self.0 & !(PAGE_SIZE - 1))
+    }
     /// Offset inside the 4 KiB page.
-    pub const fn offset(self) -> u64 { self.0 & (PAGE_SIZE - 1) }
+    pub const fn offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
 }
 
 impl Gpa {
     /// Base of the 4 KiB frame that holds this address.
-    pub const fn page(self) -> Gpa { Gpa(self.0 & !(PAGE_SIZE - 1)) }
+    pub const fn page(self) -> Gpa {
+        Gpa(self.0 & !(PAGE_SIZE - 1))
+    }
     /// Offset inside the 4 KiB frame.
-    pub const fn offset(self) -> u64 { self.0 & (PAGE_SIZE - 1) }
+    pub const fn offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
     /// Frame number.
-    pub const fn frame(self) -> u64 { self.0 >> PAGE_SHIFT }
+    pub const fn frame(self) -> u64 {
+        self.0 >> PAGE_SHIFT
+    }
 }

@@ -26,7 +26,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    pub fn new(kind: ClockKind) -> Self { Self { kind, skew: 0, ns_per_insn: 1 } }
+    pub fn new(kind: ClockKind) -> Self {
+        Self { kind, skew: 0, ns_per_insn: 1 }
+    }
 
     /// Guest time at `icount`, without asking anybody.
     #[inline]

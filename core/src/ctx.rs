@@ -27,10 +27,14 @@ pub struct System {
 impl System {
     /// Makes the engine return to its dispatcher after the current instruction.
     #[inline]
-    pub fn end_block(&mut self) { self.limit = 0; }
+    pub fn end_block(&mut self) {
+        self.limit = 0;
+    }
 
     /// Current point on the run's axis.
-    pub fn when(&self) -> When { When { icount: Icount(self.icount), time: self.clock.now(self.icount) } }
+    pub fn when(&self) -> When {
+        When { icount: Icount(self.icount), time: self.clock.now(self.icount) }
+    }
 
     /// The time a timer register read sees. Under `--clock host` this is a logged input.
     pub fn read_time(&mut self) -> GuestTime {

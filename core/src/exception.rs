@@ -38,27 +38,65 @@ pub struct Exception {
 
 impl Exception {
     /// An exception without an error code.
-    pub const fn plain(vector: u8) -> Self { Self { vector, has_error: false, error: 0, addr: 0 } }
+    pub const fn plain(vector: u8) -> Self {
+        Self { vector, has_error: false, error: 0, addr: 0 }
+    }
     /// An exception with an error code.
-    pub const fn with_error(vector: u8, error: u32) -> Self { Self { vector, has_error: true, error, addr: 0 } }
+    pub const fn with_error(vector: u8, error: u32) -> Self {
+        Self { vector, has_error: true, error, addr: 0 }
+    }
     /// #DB with the DR6 bits that tell its causes.
-    pub const fn db(dr6: u64) -> Self { Self { vector: vector::DB, has_error: false, error: 0, addr: dr6 } }
-    pub const fn de() -> Self { Self::plain(vector::DE) }
-    pub const fn ud() -> Self { Self::plain(vector::UD) }
-    pub const fn nm() -> Self { Self::plain(vector::NM) }
-    pub const fn gp(error: u32) -> Self { Self::with_error(vector::GP, error) }
-    pub const fn ss(error: u32) -> Self { Self::with_error(vector::SS, error) }
-    pub const fn np(error: u32) -> Self { Self::with_error(vector::NP, error) }
-    pub const fn ts(error: u32) -> Self { Self::with_error(vector::TS, error) }
+    pub const fn db(dr6: u64) -> Self {
+        Self { vector: vector::DB, has_error: false, error: 0, addr: dr6 }
+    }
+    pub const fn de() -> Self {
+        Self::plain(vector::DE)
+    }
+    pub const fn ud() -> Self {
+        Self::plain(vector::UD)
+    }
+    pub const fn nm() -> Self {
+        Self::plain(vector::NM)
+    }
+    pub const fn gp(error: u32) -> Self {
+        Self::with_error(vector::GP, error)
+    }
+    pub const fn ss(error: u32) -> Self {
+        Self::with_error(vector::SS, error)
+    }
+    pub const fn np(error: u32) -> Self {
+        Self::with_error(vector::NP, error)
+    }
+    pub const fn ts(error: u32) -> Self {
+        Self::with_error(vector::TS, error)
+    }
     /// #PF at linear address `addr` with the architectural error code `error`.
-    pub const fn pf(addr: u64, error: u32) -> Self { Self { vector: vector::PF, has_error: true, error, addr } }
+    pub const fn pf(addr: u64, error: u32) -> Self {
+        Self { vector: vector::PF, has_error: true, error, addr }
+    }
 }
 
 /// Mnemonic of an exception vector ("#PF"), or "vector" for vectors 32 and above.
 pub const fn name(v: u8) -> &'static str {
     match v {
-        0 => "#DE", 1 => "#DB", 2 => "NMI", 3 => "#BP", 4 => "#OF", 5 => "#BR", 6 => "#UD", 7 => "#NM",
-        8 => "#DF", 10 => "#TS", 11 => "#NP", 12 => "#SS", 13 => "#GP", 14 => "#PF", 16 => "#MF", 17 => "#AC",
-        18 => "#MC", 19 => "#XM", _ => "vector",
+        0 => "#DE",
+        1 => "#DB",
+        2 => "NMI",
+        3 => "#BP",
+        4 => "#OF",
+        5 => "#BR",
+        6 => "#UD",
+        7 => "#NM",
+        8 => "#DF",
+        10 => "#TS",
+        11 => "#NP",
+        12 => "#SS",
+        13 => "#GP",
+        14 => "#PF",
+        16 => "#MF",
+        17 => "#AC",
+        18 => "#MC",
+        19 => "#XM",
+        _ => "vector",
     }
 }

@@ -11,7 +11,9 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 pub struct StateHash(pub u128);
 
 impl std::fmt::Display for StateHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{:032x}", self.0) }
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
 }
 
 /// The running digest of guest memory.
@@ -35,5 +37,7 @@ impl MemoryHash {
     }
 
     /// The digest.
-    pub fn value(&self) -> u128 { self.sum }
+    pub fn value(&self) -> u128 {
+        self.sum
+    }
 }

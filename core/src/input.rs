@@ -102,7 +102,9 @@ pub trait InputPort: Send {
 
     /// The state hash at a hash point. A recorder logs it; a player compares and answers false on a mismatch, which
     /// makes the engine leave with `VmExit::Diverged`.
-    fn check(&mut self, _now: When, _hash: crate::hash::StateHash) -> bool { true }
+    fn check(&mut self, _now: When, _hash: crate::hash::StateHash) -> bool {
+        true
+    }
 }
 
 /// A port with no inputs at all: idle time is skipped, queries answer zero.
@@ -110,9 +112,15 @@ pub trait InputPort: Send {
 pub struct NoInput;
 
 impl InputPort for NoInput {
-    fn poll(&mut self, _now: When) -> Poll { Poll::None }
-    fn next_poll(&self) -> Option<Icount> { None }
-    fn answer(&mut self, _now: When, _query: Query) -> u64 { 0 }
+    fn poll(&mut self, _now: When) -> Poll {
+        Poll::None
+    }
+    fn next_poll(&self) -> Option<Icount> {
+        None
+    }
+    fn answer(&mut self, _now: When, _query: Query) -> u64 {
+        0
+    }
     fn idle(&mut self, _now: When, deadline: Option<GuestTime>) -> Idle {
         if deadline.is_some() { Idle::Deadline } else { Idle::End }
     }

@@ -31,4 +31,4 @@ pub mod vcpu;
 
 pub use addr::{Asid, Gpa, GuestTime, Gva, Icount};
 pub use ctx::{Ctx, System};
-pub use exception::{Exec, Exception};
+pub use exception::{Exception, Exec};

@@ -25,5 +25,7 @@ impl OutputSink for NullSink {
 }
 
 impl OutputSink for Box<dyn OutputSink> {
-    fn write(&mut self, when: When, port: OutputPort, bytes: &[u8]) { (**self).write(when, port, bytes) }
+    fn write(&mut self, when: When, port: OutputPort, bytes: &[u8]) {
+        (**self).write(when, port, bytes)
+    }
 }

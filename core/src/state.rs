@@ -32,7 +32,9 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self { Self { bytes, part: "state" } }
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, part: "state" }
+    }
     /// Takes `n` bytes.
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], StateError> {
         if self.bytes.len() < n {
@@ -43,9 +45,13 @@ impl<'a> Reader<'a> {
         Ok(a)
     }
     /// True when everything was read.
-    pub fn is_empty(&self) -> bool { self.bytes.is_empty() }
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
     /// Error for a value out of range in the current part.
-    pub fn invalid(&self) -> StateError { StateError::Invalid(self.part) }
+    pub fn invalid(&self) -> StateError {
+        StateError::Invalid(self.part)
+    }
 }
 
 /// A value that can be a field of saved state.
@@ -108,14 +114,18 @@ macro_rules! int_field {
 int_field!(u8, u16, u32, u64, u128, i8, i16, i32, i64);
 
 impl Field for usize {
-    fn put(&self, w: &mut Writer) { (*self as u64).put(w); }
+    fn put(&self, w: &mut Writer) {
+        (*self as u64).put(w);
+    }
     fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
         usize::try_from(u64::get(r)?).map_err(|_| r.invalid())
     }
 }
 
 impl Field for bool {
-    fn put(&self, w: &mut Writer) { w.bytes.push(u8::from(*self)); }
+    fn put(&self, w: &mut Writer) {
+        w.bytes.push(u8::from(*self));
+    }
     fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
         match u8::get(r)? {
             0 => Ok(false),
@@ -160,8 +170,12 @@ macro_rules! seq_field {
 seq_field!(VecDeque);
 
 impl<T: Field> Field for Vec<T> {
-    fn put(&self, w: &mut Writer) { put_seq(self.len(), self.iter(), w) }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { get_seq(r) }
+    fn put(&self, w: &mut Writer) {
+        put_seq(self.len(), self.iter(), w)
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        get_seq(r)
+    }
 }
 
 fn put_seq<'a, T: Field + 'a>(len: usize, items: impl Iterator<Item = &'a T>, w: &mut Writer) {
@@ -180,7 +194,9 @@ impl<A: Field, B: Field> Field for (A, B) {
         self.0.put(w);
         self.1.put(w);
     }
-    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { Ok((A::get(r)?, B::get(r)?)) }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok((A::get(r)?, B::get(r)?))
+    }
 }
 
 /// Implements [`State`] (top-level part, with header) for a struct from its list of fields. `skip` names

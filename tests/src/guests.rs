@@ -57,7 +57,9 @@ impl Arch {
 pub struct Missing(pub String);
 
 impl std::fmt::Display for Missing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) }
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 type Result<T> = std::result::Result<T, Missing>;
@@ -67,7 +69,9 @@ fn missing<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Missing + '_ {
 }
 
 /// `target/guests` of this workspace.
-pub fn dir() -> PathBuf { Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests") }
+pub fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests")
+}
 
 /// The bzImage of a kernel.
 pub fn bzimage(kernel: Kernel) -> Result<Vec<u8>> {
@@ -201,7 +205,8 @@ impl Apt {
 /// Runs a tool; its stdout, or one line on what failed.
 fn run(c: &mut Command) -> Result<String> {
     let tool = c.get_program().to_string_lossy().into_owned();
-    let out = c.output().map_err(|e| Missing(format!("{tool}: {e} (guest tests need Debian's apt and dpkg)")))?;
+    let out =
+        c.output().map_err(|e| Missing(format!("{tool}: {e} (guest tests need Debian's apt and dpkg)")))?;
     if !out.status.success() {
         let err = String::from_utf8_lossy(&out.stderr);
         return Err(Missing(format!("{tool} failed: {}", err.lines().last().unwrap_or("no message"))));

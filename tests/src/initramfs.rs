@@ -10,9 +10,8 @@ pub struct Cpio {
 impl Cpio {
     fn entry(&mut self, name: &str, mode: u32, rdev: (u32, u32), data: &[u8]) {
         self.inode += 1;
-        let fields = [
-            self.inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, rdev.0, rdev.1, name.len() as u32 + 1, 0,
-        ];
+        let fields =
+            [self.inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, rdev.0, rdev.1, name.len() as u32 + 1, 0];
         self.bytes.extend_from_slice(b"070701");
         for f in fields {
             self.bytes.extend_from_slice(format!("{f:08x}").as_bytes());
@@ -25,14 +24,20 @@ impl Cpio {
     }
 
     fn pad(&mut self) {
-        while self.bytes.len() % 4 != 0 {
+        while !self.bytes.len().is_multiple_of(4) {
             self.bytes.push(0);
         }
     }
 
-    pub fn dir(&mut self, name: &str) { self.entry(name, 0o040_755, (0, 0), &[]); }
-    pub fn file(&mut self, name: &str, mode: u32, data: &[u8]) { self.entry(name, 0o100_000 | mode, (0, 0), data); }
-    pub fn link(&mut self, name: &str, target: &str) { self.entry(name, 0o120_777, (0, 0), target.as_bytes()); }
+    pub fn dir(&mut self, name: &str) {
+        self.entry(name, 0o040_755, (0, 0), &[]);
+    }
+    pub fn file(&mut self, name: &str, mode: u32, data: &[u8]) {
+        self.entry(name, 0o100_000 | mode, (0, 0), data);
+    }
+    pub fn link(&mut self, name: &str, target: &str) {
+        self.entry(name, 0o120_777, (0, 0), target.as_bytes());
+    }
     pub fn chardev(&mut self, name: &str, major: u32, minor: u32) {
         self.entry(name, 0o020_600, (major, minor), &[]);
     }
@@ -47,8 +52,33 @@ impl Cpio {
 
 /// Commands that the guest tests use.
 const APPLETS: &[&str] = &[
-    "sh", "ls", "ps", "dmesg", "sha256sum", "dd", "cat", "echo", "mount", "poweroff", "reboot", "setsid", "cttyhack",
-    "seq", "true", "uname", "date", "free", "grep", "head", "tail", "wc", "sleep", "stty", "id", "kill", "top",
+    "sh",
+    "ls",
+    "ps",
+    "dmesg",
+    "sha256sum",
+    "dd",
+    "cat",
+    "echo",
+    "mount",
+    "poweroff",
+    "reboot",
+    "setsid",
+    "cttyhack",
+    "seq",
+    "true",
+    "uname",
+    "date",
+    "free",
+    "grep",
+    "head",
+    "tail",
+    "wc",
+    "sleep",
+    "stty",
+    "id",
+    "kill",
+    "top",
 ];
 
 /// An initramfs whose init mounts the usual file systems, says `guest ready`, and becomes a shell on the console.

@@ -1,5 +1,7 @@
 //! Support for the property and conformance tests.
 
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
 pub mod ins;
 pub mod native;
 pub mod random;

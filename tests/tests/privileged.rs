@@ -851,13 +851,33 @@ fn test_rep_insb_counts_iterations_and_stops_at_limit() {
     m.cpu.gpr[gpr::RDI] = DATA;
     m.sys.limit = 4;
     assert_eq!(m.ctx(|c| c.step_insn()), Ok(()));
-    // Four iterations done: three counted here, one by the engine.
-    assert_eq!((m.cpu.gpr[gpr::RCX], m.cpu.gpr[gpr::RDI], m.sys.icount), (6, DATA + 4, 3));
-    assert!(m.cpu.rip == CODE && m.flag(bit::RF));
-    m.sys.icount += 1;
+    // Four iterations done and counted.
+    assert_eq!((m.cpu.gpr[gpr::RCX], m.cpu.gpr[gpr::RDI], m.sys.icount), (6, DATA + 4, 4));
+    assert!(m.cpu.rip == CODE && !m.flag(bit::RF));
     m.sys.limit = u64::MAX;
     assert_eq!(m.ctx(|c| c.step_insn()), Ok(()));
-    assert_eq!((m.cpu.gpr[gpr::RCX], m.sys.icount + 1, m.cpu.rip), (0, 10, CODE + 2));
+    assert_eq!((m.cpu.gpr[gpr::RCX], m.sys.icount, m.cpu.rip), (0, 10, CODE + 2));
+}
+
+#[test]
+fn test_suspended_repeat_sets_rf_if_there_are_breakpoints() {
+    let mut m = Machine::protected(0, &[0xf3, 0x6c]);
+    m.cpu.gpr[gpr::RCX] = 3;
+    m.cpu.gpr[gpr::RDI] = DATA;
+    m.cpu.dr[0] = CODE;
+    m.cpu.dr7 |= 1;
+    assert_eq!(m.execute(), Err(Exception::db(1)));
+    m.cpu.flags.0 |= bit::RF;
+    m.sys.limit = 1;
+    m.ctx(|c| {
+        c.begin_insn()?;
+        c.step_insn()
+    })
+    .unwrap();
+    assert!(m.flag(bit::RF) && m.cpu.rip == CODE && m.cpu.gpr[gpr::RCX] == 2);
+    // No second #DB for the iterations that follow.
+    assert_eq!(m.execute(), Ok(()));
+    assert_eq!((m.cpu.rip, m.flag(bit::RF)), (CODE + 2, false));
 }
 
 #[test]

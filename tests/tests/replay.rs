@@ -238,7 +238,7 @@ fn drive(vm: &mut Vm, s: Session) -> VmExit {
                 let at = vm.when().icount.0;
                 return match stops % 3 {
                     0 => VmExit::Interrupted,
-                    1 => vm.run(Some(Icount((at >> 16) + 1 << 16))),
+                    1 => vm.run(Some(Icount(((at >> 16) + 1) << 16))),
                     _ => vm.step(),
                 };
             }
@@ -247,7 +247,7 @@ fn drive(vm: &mut Vm, s: Session) -> VmExit {
                 vm.inject(&InputEvent::WritePhys { gpa: 0x1c_0000 + u64::from(stops % 64) * 4, bytes });
                 // Stops at a hash point and on odd places, too.
                 let at = vm.when().icount.0;
-                let target = if stops.is_multiple_of(2) { (at >> 16) + 1 << 16 } else { at + 1 };
+                let target = if stops.is_multiple_of(2) { ((at >> 16) + 1) << 16 } else { at + 1 };
                 match vm.run(Some(Icount(target))) {
                     VmExit::Reached | VmExit::Interrupted => {}
                     exit => return exit,

@@ -32,7 +32,9 @@ pub fn imports() -> Result<()> {
         for later in &ORDER[n..] {
             let names = |l: &&str| l.starts_with(&format!("{later}.")) || l.starts_with(&format!("{later} "));
             if let Some(line) = manifest.lines().find(names) {
-                bail!("{folder}/Cargo.toml: `{line}` breaks the import rule core <- replay <- debug <- tui <- cli");
+                bail!(
+                    "{folder}/Cargo.toml: `{line}` breaks the import rule core <- replay <- debug <- tui <- cli"
+                );
             }
         }
     }
@@ -58,7 +60,8 @@ pub fn unsafe_list() -> Result<()> {
             if !UNSAFE_ALLOWED.iter().any(|p| name.starts_with(p)) {
                 bail!("{name}:{}: unsafe is not allowed here", n + 1);
             }
-            let reasoned = lines[n.saturating_sub(8)..=n].iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
+            let reasoned =
+                lines[n.saturating_sub(8)..=n].iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
             if !reasoned {
                 bail!("{name}:{}: unsafe without a SAFETY reason", n + 1);
             }

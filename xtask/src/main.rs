@@ -58,7 +58,8 @@ fn check() -> Result<()> {
 }
 
 fn bench(args: &[String]) -> Result<()> {
-    let mut all = vec!["run", "--release", "--quiet", "--package", "retrovisor-tests", "--bin", "bench", "--"];
+    let mut all =
+        vec!["run", "--release", "--quiet", "--package", "retrovisor-tests", "--bin", "bench", "--"];
     all.extend(args.iter().map(String::as_str));
     cargo("bench", &all)
 }
@@ -66,7 +67,8 @@ fn bench(args: &[String]) -> Result<()> {
 /// Runs cargo with a headline; fails with the name of the step.
 fn cargo(step: &str, args: &[&str]) -> Result<()> {
     println!("xtask: {step}: cargo {}", args.join(" "));
-    let status = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())).args(args).status()?;
+    let status =
+        Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())).args(args).status()?;
     if !status.success() {
         bail!("{step} failed");
     }

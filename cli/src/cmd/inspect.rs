@@ -19,10 +19,11 @@ use std::sync::Arc;
 /// # Errors
 /// If the trace cannot be replayed, in one line.
 pub fn replay(a: &ReplayArgs) -> Result<u8> {
-    let output: Box<dyn OutputSink> = match SerialSink::open(if a.show { &Serial::Stdio } else { &Serial::Null })? {
-        Some(s) => Box::new(s),
-        None => Box::new(NullSink),
-    };
+    let output: Box<dyn OutputSink> =
+        match SerialSink::open(if a.show { &Serial::Stdio } else { &Serial::Null })? {
+            Some(s) => Box::new(s),
+            None => Box::new(NullSink),
+        };
     if a.debug.gdb.is_some() || a.debug.freeze {
         return replay_in_session(a, output);
     }
@@ -32,7 +33,8 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
         console = Console::without_input(move |_| mailbox.interrupt()).ok();
     };
     let mut out = std::io::stderr();
-    let verdict = plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out)?;
+    let verdict =
+        plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out)?;
     Ok(code(verdict))
 }
 
@@ -40,10 +42,7 @@ fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> 
     let server = live::bind(a.debug.gdb.as_deref())?;
     let trace = Trace::open(&a.trace)?;
     let replay = Replay::new(&trace, VerifyOptions::default(), output)?;
-    let around = Around {
-        options: Options { freeze: a.debug.freeze, read_only: true },
-        console: false,
-    };
+    let around = Around { options: Options { freeze: a.debug.freeze, read_only: true }, console: false };
     let monitor = replay.monitor.clone();
     let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;
     let (code, line) = live::exit_code(&ended);
@@ -69,7 +68,8 @@ pub fn verify(a: &VerifyArgs) -> Result<u8> {
             let _ = write!(std::io::stderr(), "\r{}: {percent}% \r", path.display());
         }
     };
-    let verdict = verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, &mut std::io::stdout())?;
+    let verdict =
+        verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, &mut std::io::stdout())?;
     Ok(code(verdict))
 }
 
@@ -82,7 +82,12 @@ pub fn trace(c: &TraceCommand) -> Result<u8> {
     match c {
         TraceCommand::Info { trace, json } => traces::info(trace, *json, out)?,
         TraceCommand::Events { trace, json, from, to } => {
-            let options = traces::EventsOptions { json: *json, from: from.map(Icount), to: to.map(Icount), ..Default::default() };
+            let options = traces::EventsOptions {
+                json: *json,
+                from: from.map(Icount),
+                to: to.map(Icount),
+                ..Default::default()
+            };
             traces::events(trace, options, out)?;
         }
     }

@@ -3,9 +3,10 @@
 use super::live::{self, Around, Ended};
 use crate::args::RunArgs;
 use crate::config;
-use crate::console::{SerialSink, Serial};
+use crate::console::{Serial, SerialSink};
 use anyhow::{Context, Result, anyhow};
 use retrovisor_core::input::{InputPort, NoInput};
+use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::{Exit, Options};
@@ -21,14 +22,16 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
-    let sink: Box<dyn OutputSink> = match SerialSink::open(&serial).with_context(|| format!("--serial {}", a.serial))? {
-        Some(s) => Box::new(s),
-        None => Box::new(NullSink),
-    };
+    let sink: Box<dyn OutputSink> =
+        match SerialSink::open(&serial).with_context(|| format!("--serial {}", a.serial))? {
+            Some(s) => Box::new(s),
+            None => Box::new(NullSink),
+        };
     let mailbox = Mailbox::new();
     let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
     // Images that do not boot are refused before a trace file is created.
-    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))?;
+    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))
+        .map_err(|e| name_file(e, a))?;
     let recording = match &a.record {
         None => None,
         Some(path) => {
@@ -47,6 +50,16 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     };
     let mut ended = live::session(vm, &mailbox, server, &around)?;
     finish(&mut ended, recording, a)
+}
+
+/// Puts the kernel's file before an error that does not name a flag itself.
+fn name_file(e: LoadError, a: &RunArgs) -> anyhow::Error {
+    match &a.machine.kernel {
+        Some(path) if matches!(e, LoadError::Invalid { what, .. } if !what.starts_with("--")) => {
+            anyhow!("--kernel {}: {e}", path.display())
+        }
+        _ => e.into(),
+    }
 }
 
 /// Completes the recording and says how the run ended.

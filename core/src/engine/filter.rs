@@ -12,7 +12,9 @@ pub struct AddressFilter {
 }
 
 impl Default for AddressFilter {
-    fn default() -> Self { Self { bits: vec![0; BITS / 64].into_boxed_slice(), set: BTreeSet::new() } }
+    fn default() -> Self {
+        Self { bits: vec![0; BITS / 64].into_boxed_slice(), set: BTreeSet::new() }
+    }
 }
 
 impl AddressFilter {
@@ -29,7 +31,9 @@ impl AddressFilter {
         self.set.clone_from(set);
     }
 
-    pub fn is_empty(&self) -> bool { self.set.is_empty() }
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
 
     #[inline(always)]
     pub fn contains(&self, addr: u64) -> bool {
@@ -38,7 +42,9 @@ impl AddressFilter {
     }
 
     #[inline(always)]
-    fn hash(addr: u64) -> usize { (addr.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize }
+    fn hash(addr: u64) -> usize {
+        (addr.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub mod hooks;
 use crate::addr::{GuestTime, Icount};
 use crate::clock::ClockKind;
 use crate::ctx::Ctx;
-use crate::exception::Exception;
+use crate::exception::{Exception, vector};
 use crate::input::{Idle, Poll};
 use crate::interp::Leave;
 use crate::machine::board::BoardEvent;
@@ -51,7 +51,9 @@ impl Vm {
     }
 
     /// Executes one instruction, REP iteration or delivery of the current vCPU.
-    pub fn step(&mut self) -> VmExit { self.run(Some(Icount(self.sys.icount + 1))) }
+    pub fn step(&mut self) -> VmExit {
+        self.run(Some(Icount(self.sys.icount + 1)))
+    }
 
     fn boundary(&mut self, until: Option<Icount>) -> Next {
         if !self.arrive() {
@@ -260,7 +262,11 @@ impl Vm {
         cpu.shadow = Shadow::None;
         how(&mut Ctx { cpu, sys: &mut self.sys });
         self.sys.icount += 1;
-        if self.vcpus[self.current].activity == Activity::Shutdown { self.triple_fault() } else { Next::Again }
+        if self.vcpus[self.current].activity == Activity::Shutdown {
+            self.triple_fault()
+        } else {
+            Next::Again
+        }
     }
 
     fn triple_fault(&mut self) -> Next {
@@ -326,6 +332,10 @@ impl Vm {
         let asked = self.hooks.stop_exceptions & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
         let here = self.sys.icount;
         if asked && self.shown_exception.replace(here) != Some(here) {
+            if e.vector == vector::DB {
+                // A trap is not raised again by executing on: it stays pending.
+                self.vcpus[self.current].pending_db |= e.addr;
+            }
             return Some(VmExit::Exception(e));
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {
@@ -339,5 +349,7 @@ impl Vm {
     }
 
     /// Whether guest time follows icount.
-    pub fn is_virtual_clock(&self) -> bool { self.sys.clock.kind == ClockKind::Virtual }
+    pub fn is_virtual_clock(&self) -> bool {
+        self.sys.clock.kind == ClockKind::Virtual
+    }
 }

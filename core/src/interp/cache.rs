@@ -69,7 +69,9 @@ const MAX_BLOCK: usize = 64;
 const MAX_INSNS: usize = 4 << 20;
 
 impl Default for BlockCache {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl BlockCache {
@@ -100,7 +102,9 @@ impl BlockCache {
     }
 
     #[inline(always)]
-    pub fn insns(&self, block: u32) -> &[Insn] { &self.blocks[block as usize].insns }
+    pub fn insns(&self, block: u32) -> &[Insn] {
+        &self.blocks[block as usize].insns
+    }
 
     /// RIP of the block's last byte.
     #[inline(always)]
@@ -111,7 +115,9 @@ impl BlockCache {
 
     /// Frame the block's second page must be mapped to, if it has one.
     #[inline(always)]
-    pub fn second(&self, block: u32) -> Option<Gpa> { self.blocks[block as usize].second }
+    pub fn second(&self, block: u32) -> Option<Gpa> {
+        self.blocks[block as usize].second
+    }
 
     /// Decodes the block at `key`; `None` if its first instruction leaves the page or is not in RAM or ROM.
     pub fn build(&mut self, key: Key, mem: &mut Memory) -> Option<u32> {
@@ -169,7 +175,8 @@ impl BlockCache {
     pub fn invalidate(&mut self, writes: &[Traced], mem: &mut Memory) {
         for w in writes {
             let Some(ids) = self.by_frame.get(&w.gpa.frame()) else { continue };
-            let hit: Vec<u32> = ids.iter().copied().filter(|id| self.blocks[*id as usize].overlaps(w)).collect();
+            let hit: Vec<u32> =
+                ids.iter().copied().filter(|id| self.blocks[*id as usize].overlaps(w)).collect();
             for id in hit {
                 self.kill(id, mem);
             }

@@ -85,7 +85,10 @@ impl Ctx<'_> {
     /// Runs decoded blocks until the budget is used up. With `BREAK`, stops before addresses in `breakpoints`
     /// (except at the very first instruction if `skip_first`).
     pub fn run_blocks<const BREAK: bool>(
-        &mut self, cache: &mut BlockCache, breakpoints: &AddressFilter, skip_first: bool,
+        &mut self,
+        cache: &mut BlockCache,
+        breakpoints: &AddressFilter,
+        skip_first: bool,
     ) -> Leave {
         let mut skip = skip_first;
         while self.sys.icount < self.sys.limit {
@@ -146,4 +149,6 @@ impl Ctx<'_> {
 }
 
 /// Linear address of the page after the one that holds `lin`.
-fn next_page(lin: u64) -> u64 { (lin | 4095).wrapping_add(1) }
+fn next_page(lin: u64) -> u64 {
+    (lin | 4095).wrapping_add(1)
+}

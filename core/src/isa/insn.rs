@@ -61,11 +61,17 @@ pub struct Insn {
 
 impl Insn {
     /// The iced opcode form.
-    pub fn code(&self) -> Code { Code::try_from(self.code as usize).unwrap_or(Code::INVALID) }
+    pub fn code(&self) -> Code {
+        Code::try_from(self.code as usize).unwrap_or(Code::INVALID)
+    }
     #[inline(always)]
-    pub const fn has(&self, prefix: u8) -> bool { self.prefix & prefix != 0 }
+    pub const fn has(&self, prefix: u8) -> bool {
+        self.prefix & prefix != 0
+    }
     #[inline(always)]
-    pub const fn is_mem(&self) -> bool { self.rm == MEM }
+    pub const fn is_mem(&self) -> bool {
+        self.rm == MEM
+    }
 
     /// Makes the compact form of `i`, with `exec` from its row.
     pub fn new(i: &Instruction, bits: u8, exec: ExecFn) -> Self {
@@ -148,9 +154,15 @@ impl Insn {
         let mut seen = false;
         for n in 0..i.op_count() {
             match i.op_kind(n) {
-                OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => self.imm = i.near_branch_target(),
-                OpKind::FarBranch16 => (self.imm, self.imm2) = (i.far_branch16().into(), i.far_branch_selector()),
-                OpKind::FarBranch32 => (self.imm, self.imm2) = (i.far_branch32().into(), i.far_branch_selector()),
+                OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+                    self.imm = i.near_branch_target()
+                }
+                OpKind::FarBranch16 => {
+                    (self.imm, self.imm2) = (i.far_branch16().into(), i.far_branch_selector())
+                }
+                OpKind::FarBranch32 => {
+                    (self.imm, self.imm2) = (i.far_branch32().into(), i.far_branch_selector())
+                }
                 OpKind::Immediate8_2nd => self.imm2 = i.immediate8_2nd().into(),
                 k if is_immediate(k) && !seen => {
                     seen = true;
@@ -165,7 +177,15 @@ impl Insn {
 
 impl std::fmt::Debug for Insn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} reg={} rm={} imm={:#x} disp={:#x}", self.code(), self.reg, self.rm, self.imm, self.disp)
+        write!(
+            f,
+            "{:?} reg={} rm={} imm={:#x} disp={:#x}",
+            self.code(),
+            self.reg,
+            self.rm,
+            self.imm,
+            self.disp
+        )
     }
 }
 
@@ -206,11 +226,41 @@ enum Slot {
 /// Where an operand of this encoding goes.
 fn slot(k: K) -> Slot {
     match k {
-        K::r8_reg | K::r16_reg | K::r16_reg_mem | K::r32_reg | K::r32_reg_mem | K::r64_reg | K::r64_reg_mem
-        | K::seg_reg | K::cr_reg | K::dr_reg | K::tr_reg | K::mm_reg | K::xmm_reg | K::ymm_reg | K::k_reg => Slot::Reg,
-        K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r32_or_mem_mpx | K::r64_or_mem | K::r64_or_mem_mpx
-        | K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem | K::r16_rm | K::r32_rm | K::r64_rm | K::mm_rm | K::xmm_rm
-        | K::ymm_rm | K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode | K::sti_opcode => Slot::Rm,
+        K::r8_reg
+        | K::r16_reg
+        | K::r16_reg_mem
+        | K::r32_reg
+        | K::r32_reg_mem
+        | K::r64_reg
+        | K::r64_reg_mem
+        | K::seg_reg
+        | K::cr_reg
+        | K::dr_reg
+        | K::tr_reg
+        | K::mm_reg
+        | K::xmm_reg
+        | K::ymm_reg
+        | K::k_reg => Slot::Reg,
+        K::r8_or_mem
+        | K::r16_or_mem
+        | K::r32_or_mem
+        | K::r32_or_mem_mpx
+        | K::r64_or_mem
+        | K::r64_or_mem_mpx
+        | K::mm_or_mem
+        | K::xmm_or_mem
+        | K::ymm_or_mem
+        | K::r16_rm
+        | K::r32_rm
+        | K::r64_rm
+        | K::mm_rm
+        | K::xmm_rm
+        | K::ymm_rm
+        | K::r8_opcode
+        | K::r16_opcode
+        | K::r32_opcode
+        | K::r64_opcode
+        | K::sti_opcode => Slot::Rm,
         K::r32_vvvv | K::r64_vvvv | K::xmm_vvvv | K::ymm_vvvv => Slot::Vvvv,
         K::al | K::ax | K::eax | K::rax => Slot::Accumulator,
         K::es | K::cs | K::ss | K::ds | K::fs | K::gs => Slot::Reg,

@@ -66,26 +66,65 @@ pub struct Row {
 }
 
 /// A row executed by `exec`.
-pub const fn row(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Call, attrs: 0 } }
+pub const fn row(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Call, attrs: 0 }
+}
 /// A row that ends its block.
-pub const fn end(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Call, attrs: END } }
+pub const fn end(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Call, attrs: END }
+}
 /// A row whose memory form may carry LOCK.
 pub const fn lockable(code: Code, exec: ExecFn) -> Row {
     Row { code, exec, translate: Translate::Call, attrs: LOCKABLE }
 }
 /// A row translated identically.
-pub const fn same(code: Code, exec: ExecFn) -> Row { Row { code, exec, translate: Translate::Identical, attrs: 0 } }
+pub const fn same(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Identical, attrs: 0 }
+}
 
 /// All rows of all families.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     [
-        control::ROWS, desctable::ROWS, int::ROWS, iret::ROWS, msrs::ROWS, syscall::ROWS, sysflags::ROWS,
-        alu::ROWS, bits::ROWS, bmi::ROWS, branch::ROWS, data::ROWS, flagops::ROWS, muldiv::ROWS, shift::ROWS,
-        stack::ROWS, string::ROWS, farxfer::ROWS, portio::ROWS, segload::ROWS, system::ROWS,
-        sse::approx::ROWS, sse::float::ROWS, sse::gpr::ROWS, sse::lanes::ROWS, sse::mov::ROWS, sse::mxcsr::ROWS,
-        sse::packed::ROWS, sse::strings::ROWS, mmx::mov::ROWS, mmx::native::ROWS,
-        x87::arith::ROWS, x87::compare::ROWS, x87::control::ROWS, x87::convert::ROWS, x87::env::ROWS, x87::remainder::ROWS,
-        x87::stack::ROWS, x87::transcendental::ROWS, xsave::ROWS,
+        control::ROWS,
+        desctable::ROWS,
+        int::ROWS,
+        iret::ROWS,
+        msrs::ROWS,
+        syscall::ROWS,
+        sysflags::ROWS,
+        alu::ROWS,
+        bits::ROWS,
+        bmi::ROWS,
+        branch::ROWS,
+        data::ROWS,
+        flagops::ROWS,
+        muldiv::ROWS,
+        shift::ROWS,
+        stack::ROWS,
+        string::ROWS,
+        farxfer::ROWS,
+        portio::ROWS,
+        segload::ROWS,
+        system::ROWS,
+        sse::approx::ROWS,
+        sse::float::ROWS,
+        sse::gpr::ROWS,
+        sse::lanes::ROWS,
+        sse::mov::ROWS,
+        sse::mxcsr::ROWS,
+        sse::packed::ROWS,
+        sse::strings::ROWS,
+        mmx::mov::ROWS,
+        mmx::native::ROWS,
+        x87::arith::ROWS,
+        x87::compare::ROWS,
+        x87::control::ROWS,
+        x87::convert::ROWS,
+        x87::env::ROWS,
+        x87::remainder::ROWS,
+        x87::stack::ROWS,
+        x87::transcendental::ROWS,
+        xsave::ROWS,
     ]
     .into_iter()
     .flatten()
@@ -102,13 +141,19 @@ static TABLE: LazyLock<Vec<Option<&'static Row>>> = LazyLock::new(|| {
 });
 
 /// The row of a form, if it is implemented.
-pub fn lookup(code: Code) -> Option<&'static Row> { TABLE[code as usize] }
+pub fn lookup(code: Code) -> Option<&'static Row> {
+    TABLE[code as usize]
+}
 
 /// Executes an undefined or unimplemented form: #UD.
-pub fn undefined(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { Err(Exception::ud()) }
+pub fn undefined(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    Err(Exception::ud())
+}
 
 /// Executes an instruction longer than 15 bytes: #GP(0).
-pub fn too_long(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { Err(Exception::gp(0)) }
+pub fn too_long(_ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    Err(Exception::gp(0))
+}
 
 /// Options the guest's CPU decodes with.
 pub const DECODER_OPTIONS: u32 = DecoderOptions::NONE;

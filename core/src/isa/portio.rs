@@ -152,9 +152,7 @@ fn repeat(ctx: &mut Ctx<'_>, i: &Insn, once: fn(&mut Ctx<'_>, &Insn) -> Exec) ->
             break;
         }
         if ctx.sys.icount + 1 >= ctx.sys.limit || ctx.cpu.pending_db != 0 {
-            // Between iterations the next one is the same instruction, resumed: RF keeps its breakpoint silent.
-            ctx.cpu.rip = ctx.cpu.insn_rip;
-            ctx.cpu.flags.put(bit::RF, true);
+            ctx.cpu.suspend_repeat();
             break;
         }
         ctx.sys.icount += 1;

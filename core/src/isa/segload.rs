@@ -89,6 +89,7 @@ fn mov_to_sreg(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.commit_segment(i.reg, value);
     if i.reg == Seg::Ss as u8 {
         ctx.cpu.shadow = Shadow::MovSs;
+        ctx.sys.end_block();
     }
     Ok(())
 }
@@ -110,6 +111,7 @@ fn pop_sreg<const SIZE: u64>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.commit_segment(i.reg, value);
     if i.reg == Seg::Ss as u8 {
         ctx.cpu.shadow = Shadow::MovSs;
+        ctx.sys.end_block();
     }
     Ok(())
 }

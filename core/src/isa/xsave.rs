@@ -50,7 +50,14 @@ impl Area {
 }
 
 /// The operand as an area of `size` bytes, aligned to `align`, all of it accessible.
-fn area(ctx: &mut Ctx<'_>, i: &Insn, size: u64, align: u64, wide: bool, access: Access) -> Result<Area, Exception> {
+fn area(
+    ctx: &mut Ctx<'_>,
+    i: &Insn,
+    size: u64,
+    align: u64,
+    wide: bool,
+    access: Access,
+) -> Result<Area, Exception> {
     let base = ctx.ea(i);
     let lin = match access {
         Access::Write => ctx.linear::<true>(i.seg, base, size)?,
@@ -89,8 +96,12 @@ fn registers(f: &Fpu) -> [u8; 128] {
     b
 }
 
-fn word(b: &[u8; 24], at: usize) -> u16 { u16::from_le_bytes([b[at], b[at + 1]]) }
-fn quad(b: &[u8; 24], at: usize) -> u64 { (0..8).rev().fold(0, |r, n| r << 8 | u64::from(b[at + n])) }
+fn word(b: &[u8; 24], at: usize) -> u16 {
+    u16::from_le_bytes([b[at], b[at + 1]])
+}
+fn quad(b: &[u8; 24], at: usize) -> u64 {
+    (0..8).rev().fold(0, |r, n| r << 8 | u64::from(b[at + n]))
+}
 
 /// Takes over bytes 0..24 and 32..160.
 fn set_x87(f: &mut Fpu, b: &[u8; 24], registers: &[u8; 128], wide: bool) {
@@ -114,7 +125,9 @@ fn set_x87(f: &mut Fpu, b: &[u8; 24], registers: &[u8; 128], wide: bool) {
 }
 
 /// XMM registers an area holds in this mode.
-fn xmm_count(ctx: &Ctx<'_>) -> usize { if ctx.cpu.mode.is64() { 16 } else { 8 } }
+fn xmm_count(ctx: &Ctx<'_>) -> usize {
+    if ctx.cpu.mode.is64() { 16 } else { 8 }
+}
 
 fn save_x87(ctx: &mut Ctx<'_>, a: Area) -> Exec {
     let (h, r) = (head(&ctx.cpu.fpu, a.wide), registers(&ctx.cpu.fpu));

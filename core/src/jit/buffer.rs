@@ -43,10 +43,14 @@ impl CodeBuffer {
     }
 
     /// Bytes left.
-    pub fn room(&self) -> usize { self.len - self.used }
+    pub fn room(&self) -> usize {
+        self.len - self.used
+    }
 
     /// Address the next [`CodeBuffer::publish`] will return: position-dependent code is assembled for it.
-    pub fn next_address(&self) -> u64 { self.rx.as_ptr() as u64 + self.used as u64 }
+    pub fn next_address(&self) -> u64 {
+        self.rx.as_ptr() as u64 + self.used as u64
+    }
 
     /// Copies `code` behind what is there and returns its executable address; `None` if it does not fit.
     pub fn publish(&mut self, code: &[u8]) -> Option<*const u8> {

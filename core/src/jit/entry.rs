@@ -30,7 +30,9 @@ fn code() -> &'static Result<Mutex<CodeBuffer>, String> {
 }
 
 /// Is executable memory to be had?
-pub fn available() -> Result<(), String> { code().as_ref().map(|_| ()).map_err(Clone::clone) }
+pub fn available() -> Result<(), String> {
+    code().as_ref().map(|_| ()).map_err(Clone::clone)
+}
 
 /// Assembles with `make` and publishes into `slot`. Two threads may race: both results are right, one is kept.
 #[cold]

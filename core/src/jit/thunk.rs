@@ -6,7 +6,8 @@
 
 use super::entry::Uses;
 use iced_x86::code_asm::{
-    CodeAssembler, IcedError, eax, mm1, mm2, qword_ptr, rax, rcx, rdi, rdx, dword_ptr, xmm0, xmm1, xmm2, xmmword_ptr,
+    CodeAssembler, IcedError, dword_ptr, eax, mm1, mm2, qword_ptr, rax, rcx, rdi, rdx, xmm0, xmm1, xmm2,
+    xmmword_ptr,
 };
 use iced_x86::{Code, Instruction, OpCodeOperandKind as K, Register};
 

@@ -6,7 +6,9 @@
 //! waiting instruction, and FNCLEX, which does not wait, comes before it.
 
 use crate::vcpu::fpu::sw;
-use iced_x86::code_asm::{CodeAssembler, IcedError, ax, ecx, eax, qword_ptr, rdi, rdx, st0, tbyte_ptr, word_ptr};
+use iced_x86::code_asm::{
+    CodeAssembler, IcedError, ax, eax, ecx, qword_ptr, rdi, rdx, st0, tbyte_ptr, word_ptr,
+};
 use iced_x86::{Code, Instruction, MemoryOperand, OpCodeOperandKind as K, OpKind, Register};
 
 /// An 80-bit register image: significand, then sign and exponent.
@@ -56,7 +58,11 @@ const FLAGS: i32 = std::mem::offset_of!(X87Operands, flags) as i32;
 fn pops(code: Code) -> bool {
     matches!(
         code,
-        Code::Fistp_m64int | Code::Fisttp_m16int | Code::Fisttp_m32int | Code::Fisttp_m64int | Code::Fbstp_m80bcd
+        Code::Fistp_m64int
+            | Code::Fisttp_m16int
+            | Code::Fisttp_m32int
+            | Code::Fisttp_m64int
+            | Code::Fbstp_m80bcd
     )
 }
 

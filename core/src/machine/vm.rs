@@ -74,7 +74,10 @@ pub struct Vm {
 impl Vm {
     /// Builds the machine, loads the images, and stands before the first instruction.
     pub fn new(
-        mut config: MachineConfig, images: Images, mut input: Box<dyn InputPort>, output: Box<dyn OutputSink>,
+        mut config: MachineConfig,
+        images: Images,
+        mut input: Box<dyn InputPort>,
+        output: Box<dyn OutputSink>,
     ) -> Result<Self, LoadError> {
         if config.clock == ClockKind::Host {
             config.wall_time = input.answer(When::default(), Query::BootWallTime);
@@ -116,6 +119,7 @@ impl Vm {
     /// its contents, as on hardware.
     pub fn reset(&mut self) -> Result<(), LoadError> {
         self.vcpus = (0..self.config.vcpus).map(|n| Vcpu::new(n, self.config.cpu)).collect();
+        self.vcpus.iter_mut().for_each(|c| c.count = self.config.vcpus);
         self.current = 0;
         self.sys.board.reset();
         let rsdp = tables::install(&mut self.sys.mem, &self.config);
@@ -179,7 +183,9 @@ impl Vm {
     }
 
     /// The current point.
-    pub fn when(&self) -> When { self.sys.when() }
+    pub fn when(&self) -> When {
+        self.sys.when()
+    }
 
     /// The vCPU whose turn it is, ready to be looked at through guest-virtual addresses.
     pub fn ctx(&mut self, vcpu: usize) -> Option<Ctx<'_>> {

@@ -46,12 +46,23 @@ impl Vcpu {
         self.flags.has(bit::TF | bit::RF)
             || self.pending_db != 0
             || self.shadow != Shadow::None
-            || (self.dr7 & dr7::ENABLES != 0 && self.watches_execution())
+            || self.has_insn_breakpoints()
     }
 
-    #[cold]
-    fn watches_execution(&self) -> bool {
-        (0..4).any(|n| self.enabled(n) && self.kind(n) == EXECUTE)
+    /// Is an instruction breakpoint enabled in DR7?
+    #[inline]
+    pub fn has_insn_breakpoints(&self) -> bool {
+        self.dr7 & dr7::ENABLES != 0 && (0..4).any(|n| self.enabled(n) && self.kind(n) == EXECUTE)
+    }
+
+    /// A repeated string instruction stops between two iterations: RIP goes back to it. RF keeps an instruction
+    /// breakpoint on it silent when it is resumed (it is set only if there are any).
+    #[inline]
+    pub fn suspend_repeat(&mut self) {
+        self.rip = self.insn_rip;
+        if self.has_insn_breakpoints() {
+            self.flags.put(bit::RF, true);
+        }
     }
 
     fn enabled(&self, n: usize) -> bool {

@@ -31,30 +31,54 @@ pub mod bit {
 pub struct Flags(pub u64);
 
 impl Flags {
-    pub const fn new() -> Self { Self(bit::FIXED) }
+    pub const fn new() -> Self {
+        Self(bit::FIXED)
+    }
     #[inline(always)]
-    pub const fn has(self, mask: u64) -> bool { self.0 & mask != 0 }
+    pub const fn has(self, mask: u64) -> bool {
+        self.0 & mask != 0
+    }
     #[inline(always)]
     pub fn put(&mut self, mask: u64, on: bool) {
         if on { self.0 |= mask } else { self.0 &= !mask }
     }
     /// Replaces the flags in `mask` by those of `value`.
     #[inline(always)]
-    pub fn replace(&mut self, mask: u64, value: u64) { self.0 = (self.0 & !mask) | (value & mask) }
+    pub fn replace(&mut self, mask: u64, value: u64) {
+        self.0 = (self.0 & !mask) | (value & mask)
+    }
     /// I/O privilege level, 0..=3.
     #[inline(always)]
-    pub const fn iopl(self) -> u8 { ((self.0 >> 12) & 3) as u8 }
+    pub const fn iopl(self) -> u8 {
+        ((self.0 >> 12) & 3) as u8
+    }
 }
 
 impl Default for Flags {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl crate::state::Field for Flags {
-    fn put(&self, w: &mut crate::state::Writer) { self.0.put(w); }
-    fn get(r: &mut crate::state::Reader<'_>) -> Result<Self, crate::state::StateError> { Ok(Self(u64::get(r)?)) }
+    fn put(&self, w: &mut crate::state::Writer) {
+        self.0.put(w);
+    }
+    fn get(r: &mut crate::state::Reader<'_>) -> Result<Self, crate::state::StateError> {
+        Ok(Self(u64::get(r)?))
+    }
 }
 
 /// The bits of RFLAGS that exist and can be set (SDM vol. 1, figure 3-8), bit 1 aside.
-pub const WRITABLE: u64 = bit::ARITH | bit::TF | bit::IF | bit::DF | bit::IOPL | bit::NT | bit::RF | bit::VM
-    | bit::AC | bit::VIF | bit::VIP | bit::ID;
+pub const WRITABLE: u64 = bit::ARITH
+    | bit::TF
+    | bit::IF
+    | bit::DF
+    | bit::IOPL
+    | bit::NT
+    | bit::RF
+    | bit::VM
+    | bit::AC
+    | bit::VIF
+    | bit::VIP
+    | bit::ID;

@@ -80,17 +80,27 @@ impl Fpu {
 
     /// Physical number of ST(0).
     #[inline(always)]
-    pub const fn top(&self) -> u8 { (self.fsw >> 11 & 7) as u8 }
+    pub const fn top(&self) -> u8 {
+        (self.fsw >> 11 & 7) as u8
+    }
     #[inline(always)]
-    pub fn set_top(&mut self, top: u8) { self.fsw = self.fsw & !sw::TOP | u16::from(top & 7) << 11 }
+    pub fn set_top(&mut self, top: u8) {
+        self.fsw = self.fsw & !sw::TOP | u16::from(top & 7) << 11
+    }
     /// Physical number of ST(`i`).
     #[inline(always)]
-    pub const fn physical(&self, i: u8) -> usize { (self.top().wrapping_add(i) & 7) as usize }
+    pub const fn physical(&self, i: u8) -> usize {
+        (self.top().wrapping_add(i) & 7) as usize
+    }
     #[inline(always)]
-    pub const fn is_empty(&self, i: u8) -> bool { self.ftw >> self.physical(i) & 1 == 0 }
+    pub const fn is_empty(&self, i: u8) -> bool {
+        self.ftw >> self.physical(i) & 1 == 0
+    }
     /// Contents of ST(`i`), whatever its tag.
     #[inline(always)]
-    pub const fn st(&self, i: u8) -> Raw80 { self.r[self.physical(i)] }
+    pub const fn st(&self, i: u8) -> Raw80 {
+        self.r[self.physical(i)]
+    }
     /// Writes ST(`i`) and tags it valid.
     #[inline(always)]
     pub fn set_st(&mut self, i: u8, v: Raw80) {
@@ -100,7 +110,9 @@ impl Fpu {
     }
     /// Tags ST(`i`) empty.
     #[inline(always)]
-    pub fn free(&mut self, i: u8) { self.ftw &= !(1 << self.physical(i)) }
+    pub fn free(&mut self, i: u8) {
+        self.ftw &= !(1 << self.physical(i))
+    }
     /// Decrements TOP and writes the new ST(0). The caller has checked that it is empty.
     #[inline(always)]
     pub fn push(&mut self, v: Raw80) {
@@ -116,7 +128,9 @@ impl Fpu {
 
     /// Exception flags that are not masked in the control word.
     #[inline(always)]
-    pub const fn unmasked(&self) -> u16 { !self.fcw & sw::FLAGS }
+    pub const fn unmasked(&self) -> u16 {
+        !self.fcw & sw::FLAGS
+    }
     /// Sets exception flags (and SF), and with them the summary.
     #[inline(always)]
     pub fn raise(&mut self, flags: u16) {
@@ -131,7 +145,9 @@ impl Fpu {
     }
     /// Replaces the condition codes in `mask`.
     #[inline(always)]
-    pub fn set_cc(&mut self, mask: u16, value: u16) { self.fsw = self.fsw & !mask | value & mask }
+    pub fn set_cc(&mut self, mask: u16, value: u16) {
+        self.fsw = self.fsw & !mask | value & mask
+    }
 
     /// The full tag word of FNSTENV and FNSAVE: two bits a physical register, computed from the contents.
     pub fn tag_word(&self) -> u16 {
@@ -155,7 +171,9 @@ impl Fpu {
 }
 
 impl Default for Fpu {
-    fn default() -> Self { Self::new() }
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 crate::impl_field!(Fpu { r, fcw, fsw, ftw, fop, fip, fcs, fdp, fds, xmm, mxcsr });

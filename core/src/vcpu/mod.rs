@@ -215,7 +215,9 @@ impl Vcpu {
 }
 
 impl crate::state::Field for Activity {
-    fn put(&self, w: &mut crate::state::Writer) { (*self as u8).put(w); }
+    fn put(&self, w: &mut crate::state::Writer) {
+        (*self as u8).put(w);
+    }
     fn get(r: &mut crate::state::Reader<'_>) -> Result<Self, crate::state::StateError> {
         Ok(match u8::get(r)? {
             0 => Activity::Running,
@@ -228,7 +230,9 @@ impl crate::state::Field for Activity {
 }
 
 impl crate::state::Field for Shadow {
-    fn put(&self, w: &mut crate::state::Writer) { (*self as u8).put(w); }
+    fn put(&self, w: &mut crate::state::Writer) {
+        (*self as u8).put(w);
+    }
     fn get(r: &mut crate::state::Reader<'_>) -> Result<Self, crate::state::StateError> {
         Ok(match u8::get(r)? {
             0 => Shadow::None,

@@ -24,16 +24,28 @@ pub struct Mode {
 
 impl Default for Mode {
     fn default() -> Self {
-        Self { bits: 16, cpl: 0, protected: false, v86: false, long: false, stack_mask: 0xffff, lin_mask: 0xffff_ffff }
+        Self {
+            bits: 16,
+            cpl: 0,
+            protected: false,
+            v86: false,
+            long: false,
+            stack_mask: 0xffff,
+            lin_mask: 0xffff_ffff,
+        }
     }
 }
 
 impl Mode {
     /// Real-address mode (no protection at all).
-    pub const fn real(&self) -> bool { !self.protected && !self.v86 }
+    pub const fn real(&self) -> bool {
+        !self.protected && !self.v86
+    }
     /// 64-bit mode.
     #[inline(always)]
-    pub const fn is64(&self) -> bool { self.bits == 64 }
+    pub const fn is64(&self) -> bool {
+        self.bits == 64
+    }
 }
 
 impl Vcpu {
@@ -53,7 +65,13 @@ impl Vcpu {
         };
         self.mode = Mode {
             bits,
-            cpl: if !pe { 0 } else if v86 { 3 } else { ss.dpl() },
+            cpl: if !pe {
+                0
+            } else if v86 {
+                3
+            } else {
+                ss.dpl()
+            },
             protected: pe && !v86,
             v86,
             long,

@@ -54,7 +54,9 @@ impl Segment {
 
     /// Descriptor privilege level.
     #[inline(always)]
-    pub const fn dpl(&self) -> u8 { ((self.attr >> 5) & 3) as u8 }
+    pub const fn dpl(&self) -> u8 {
+        ((self.attr >> 5) & 3) as u8
+    }
 
     /// Recomputes the derived fields for the current mode.
     pub fn refresh(&mut self, is64: bool, is_cs: bool, is_fs_gs: bool) {

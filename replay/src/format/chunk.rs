@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn test_chunk_round_trips_compressed_and_raw() {
-        for raw in [vec![7u8; 5000], vec![], (0..100u32).map(|i| (i * i * 37 >> 3) as u8).collect()] {
+        for raw in [vec![7u8; 5000], vec![], (0..100u32).map(|i| ((i * i * 37) >> 3) as u8).collect()] {
             let mut out = Vec::new();
             let n = write(&mut out, Kind::Frame, 3, &raw).unwrap();
             assert_eq!(n as usize, out.len());

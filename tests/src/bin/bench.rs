@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: how fast the engines run guest code, as millions of guest instructions a second, and how long
 //! Debian's kernels take to their init, beside QEMU's TCG on the same machine in the same run.
 
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
 use iced_x86::code_asm::*;
 use retrovisor_core::input::NoInput;
 use retrovisor_core::loader::Images;
@@ -123,8 +125,10 @@ fn mips() {
 
 fn rate(build: Build) -> f64 {
     const INSNS: u64 = 60_000_000;
-    let images = Images { kernel: Some(asm::multiboot(build)), kernel_name: "bench".into(), ..Images::default() };
-    let mut vm = Vm::new(MachineConfig::default(), images, Box::new(NoInput), Box::new(NullSink)).expect("machine");
+    let images =
+        Images { kernel: Some(asm::multiboot(build)), kernel_name: "bench".into(), ..Images::default() };
+    let mut vm =
+        Vm::new(MachineConfig::default(), images, Box::new(NoInput), Box::new(NullSink)).expect("machine");
     let _ = vm.run(Some(retrovisor_core::Icount(1_000_000)));
     let t = Instant::now();
     let exit = vm.run(Some(retrovisor_core::Icount(1_000_000 + INSNS)));
@@ -133,7 +137,10 @@ fn rate(build: Build) -> f64 {
 }
 
 fn boot() {
-    println!("\n{:<14} {:>12} {:>12} {:>8} {:>10} {:>8}", "boot to init", "insns", "seconds", "M/s", "TCG s", "ratio");
+    println!(
+        "\n{:<14} {:>12} {:>12} {:>8} {:>10} {:>8}",
+        "boot to init", "insns", "seconds", "M/s", "TCG s", "ratio"
+    );
     for kernel in Kernel::ALL {
         match boot_one(kernel) {
             Ok(line) => println!("{line}"),
@@ -178,7 +185,19 @@ fn tcg_seconds(bz: &[u8], initrd: &[u8]) -> Option<f64> {
     std::fs::write(dir.join("initrd"), initrd).ok()?;
     let t = Instant::now();
     let status = std::process::Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg", "-m", "256M", "-display", "none", "-no-reboot", "-serial", "null", "-nic", "none"])
+        .args([
+            "-accel",
+            "tcg",
+            "-m",
+            "256M",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "null",
+            "-nic",
+            "none",
+        ])
         .arg("-kernel")
         .arg(dir.join("bz"))
         .arg("-initrd")

@@ -29,11 +29,15 @@ impl Ctx<'_> {
 
     /// MMX register `n` (REX.R and REX.B are ignored).
     #[inline(always)]
-    pub fn mm(&self, n: u8) -> u64 { self.cpu.fpu.r[(n & 7) as usize].0 }
+    pub fn mm(&self, n: u8) -> u64 {
+        self.cpu.fpu.r[(n & 7) as usize].0
+    }
 
     /// Writes MMX register `n`: the aliased register's sign and exponent become all ones.
     #[inline(always)]
-    pub fn set_mm(&mut self, n: u8, v: u64) { self.cpu.fpu.r[(n & 7) as usize] = (v, 0xffff) }
+    pub fn set_mm(&mut self, n: u8, v: u64) {
+        self.cpu.fpu.r[(n & 7) as usize] = (v, 0xffff)
+    }
 
     /// The ModRM.rm operand: an MMX register or 64 bits of memory.
     #[inline(always)]

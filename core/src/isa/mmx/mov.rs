@@ -101,9 +101,10 @@ fn maskmovq(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-/// EMMS: all registers empty; TOP stays.
+/// EMMS: all registers empty, TOP = 0.
 fn emms(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     ctx.mmx_ready()?;
+    ctx.cpu.fpu.set_top(0);
     ctx.cpu.fpu.ftw = 0;
     Ok(())
 }

@@ -54,13 +54,13 @@ fn shift_imm(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-/// CVTPI2PS, CVTPI2PD: XMM ← convert(MM or m64). CVTPI2PD from memory is no MMX instruction.
-fn to_xmm<const ENTER_ON_MEMORY: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+/// CVTPI2PS, CVTPI2PD: XMM ← convert(MM or m64). From memory they leave the x87 state alone.
+fn to_xmm(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.sse_ready()?;
     ctx.mmx_ready()?;
     let mut o = Operands { rm: u128::from(ctx.mm_src(i)?), reg: ctx.xmm_reg(i), ..Operands::default() };
     run_float::<false>(ctx, i, &mut o)?;
-    if ENTER_ON_MEMORY || !i.is_mem() {
+    if !i.is_mem() {
         ctx.mmx_enter();
     }
     ctx.set_xmm_reg(i, o.reg);
@@ -80,8 +80,8 @@ fn from_xmm<const M: u32>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Cvtpi2ps_xmm_mmm64, to_xmm::<true>),
-    row(C::Cvtpi2pd_xmm_mmm64, to_xmm::<false>),
+    row(C::Cvtpi2ps_xmm_mmm64, to_xmm),
+    row(C::Cvtpi2pd_xmm_mmm64, to_xmm),
     row(C::Cvttps2pi_mm_xmmm64, from_xmm::<M64>),
     row(C::Cvttpd2pi_mm_xmmm128, from_xmm::<M128>),
     row(C::Cvtps2pi_mm_xmmm64, from_xmm::<M64>),

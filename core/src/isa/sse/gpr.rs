@@ -128,7 +128,9 @@ mod tests {
 
     #[test]
     fn sign_masks() {
-        for v in [0, u128::MAX, 0x80 << 120, 0x80, 0x8000_0000_0000_0000_8070_6050_4030_2080, 0xdead_beef << 37] {
+        for v in
+            [0, u128::MAX, 0x80 << 120, 0x80, 0x8000_0000_0000_0000_8070_6050_4030_2080, 0xdead_beef << 37]
+        {
             assert_eq!(byte_signs(v), sign_bits::<16>(v), "{v:#x}");
         }
         assert_eq!(sign_bits::<4>(1 << 127 | 1 << 31), 0b1001);

@@ -56,13 +56,27 @@ macro_rules! lane {
 }
 lane!(u8 as u8, u16 as u16, u32 as u32, u64 as u64, i8 as u8, i16 as u16, i32 as u32);
 
-fn if_true<T: Lane>(c: bool) -> T { if c { T::ONES } else { T::default() } }
-pub fn add<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::plus) }
-pub fn sub<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::minus) }
-pub fn eq<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x == y)) }
-pub fn gt<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, |x: T, y| if_true(x > y)) }
-pub fn min<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::min) }
-pub fn max<T: Lane>(a: u128, b: u128) -> u128 { T::zip(a, b, T::max) }
+fn if_true<T: Lane>(c: bool) -> T {
+    if c { T::ONES } else { T::default() }
+}
+pub fn add<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::plus)
+}
+pub fn sub<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::minus)
+}
+pub fn eq<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, |x: T, y| if_true(x == y))
+}
+pub fn gt<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, |x: T, y| if_true(x > y))
+}
+pub fn min<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::min)
+}
+pub fn max<T: Lane>(a: u128, b: u128) -> u128 {
+    T::zip(a, b, T::max)
+}
 
 /// Logical shift of each lane; a count of the lane's width or more gives zero.
 pub fn shift_left<T: Lane>(v: u128, count: u32) -> u128 {
@@ -73,7 +87,9 @@ pub fn shift_right<T: Lane>(v: u128, count: u32) -> u128 {
 }
 
 /// The low bits of each lane set to `v`.
-fn spread<T: Lane>(v: u128) -> u128 { (0..128 / T::BITS).fold(0, |r, n| r | v << (n * T::BITS)) }
+fn spread<T: Lane>(v: u128) -> u128 {
+    (0..128 / T::BITS).fold(0, |r, n| r | v << (n * T::BITS))
+}
 
 #[inline(always)]
 fn binary(ctx: &mut Ctx<'_>, i: &Insn, f: impl Fn(u128, u128) -> u128) -> Exec {
@@ -132,18 +148,18 @@ pub const ROWS: &[Row] = &[
     row(C::Pmaxub_xmm_xmmm128, |c, i| binary(c, i, max::<u8>)),
     row(C::Pminsw_xmm_xmmm128, |c, i| binary(c, i, min::<i16>)),
     row(C::Pmaxsw_xmm_xmmm128, |c, i| binary(c, i, max::<i16>)),
-    row(C::Punpcklbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| u8::interleave::<false>(a, b))),
-    row(C::Punpcklwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u16::interleave::<false>(a, b))),
-    row(C::Punpckldq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<false>(a, b))),
-    row(C::Punpcklqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<false>(a, b))),
-    row(C::Punpckhbw_xmm_xmmm128, |c, i| binary(c, i, |a, b| u8::interleave::<true>(a, b))),
-    row(C::Punpckhwd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u16::interleave::<true>(a, b))),
-    row(C::Punpckhdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<true>(a, b))),
-    row(C::Punpckhqdq_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<true>(a, b))),
-    row(C::Unpcklps_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<false>(a, b))),
-    row(C::Unpcklpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<false>(a, b))),
-    row(C::Unpckhps_xmm_xmmm128, |c, i| binary(c, i, |a, b| u32::interleave::<true>(a, b))),
-    row(C::Unpckhpd_xmm_xmmm128, |c, i| binary(c, i, |a, b| u64::interleave::<true>(a, b))),
+    row(C::Punpcklbw_xmm_xmmm128, |c, i| binary(c, i, u8::interleave::<false>)),
+    row(C::Punpcklwd_xmm_xmmm128, |c, i| binary(c, i, u16::interleave::<false>)),
+    row(C::Punpckldq_xmm_xmmm128, |c, i| binary(c, i, u32::interleave::<false>)),
+    row(C::Punpcklqdq_xmm_xmmm128, |c, i| binary(c, i, u64::interleave::<false>)),
+    row(C::Punpckhbw_xmm_xmmm128, |c, i| binary(c, i, u8::interleave::<true>)),
+    row(C::Punpckhwd_xmm_xmmm128, |c, i| binary(c, i, u16::interleave::<true>)),
+    row(C::Punpckhdq_xmm_xmmm128, |c, i| binary(c, i, u32::interleave::<true>)),
+    row(C::Punpckhqdq_xmm_xmmm128, |c, i| binary(c, i, u64::interleave::<true>)),
+    row(C::Unpcklps_xmm_xmmm128, |c, i| binary(c, i, u32::interleave::<false>)),
+    row(C::Unpcklpd_xmm_xmmm128, |c, i| binary(c, i, u64::interleave::<false>)),
+    row(C::Unpckhps_xmm_xmmm128, |c, i| binary(c, i, u32::interleave::<true>)),
+    row(C::Unpckhpd_xmm_xmmm128, |c, i| binary(c, i, u64::interleave::<true>)),
     row(C::Psllw_xmm_imm8, |c, i| shift(c, i, shift_left::<u16>)),
     row(C::Pslld_xmm_imm8, |c, i| shift(c, i, shift_left::<u32>)),
     row(C::Psllq_xmm_imm8, |c, i| shift(c, i, shift_left::<u64>)),

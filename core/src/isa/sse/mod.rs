@@ -50,14 +50,22 @@ impl Ctx<'_> {
 
     /// XMM register of the ModRM.reg operand.
     #[inline(always)]
-    pub fn xmm_reg(&self, i: &Insn) -> u128 { self.cpu.fpu.xmm[(i.reg & 15) as usize] }
+    pub fn xmm_reg(&self, i: &Insn) -> u128 {
+        self.cpu.fpu.xmm[(i.reg & 15) as usize]
+    }
     #[inline(always)]
-    pub fn set_xmm_reg(&mut self, i: &Insn, v: u128) { self.cpu.fpu.xmm[(i.reg & 15) as usize] = v }
+    pub fn set_xmm_reg(&mut self, i: &Insn, v: u128) {
+        self.cpu.fpu.xmm[(i.reg & 15) as usize] = v
+    }
     /// XMM register of the ModRM.rm operand, which must not be memory.
     #[inline(always)]
-    pub fn xmm_rm(&self, i: &Insn) -> u128 { self.cpu.fpu.xmm[(i.rm & 15) as usize] }
+    pub fn xmm_rm(&self, i: &Insn) -> u128 {
+        self.cpu.fpu.xmm[(i.rm & 15) as usize]
+    }
     #[inline(always)]
-    pub fn set_xmm_rm(&mut self, i: &Insn, v: u128) { self.cpu.fpu.xmm[(i.rm & 15) as usize] = v }
+    pub fn set_xmm_rm(&mut self, i: &Insn, v: u128) {
+        self.cpu.fpu.xmm[(i.rm & 15) as usize] = v
+    }
 
     /// The ModRM.rm operand: an XMM register, or memory of the size `M` says, zero-extended.
     #[inline(always)]
@@ -96,10 +104,14 @@ impl Ctx<'_> {
 
     /// Stores a value to the memory operand.
     #[inline(always)]
-    pub fn store_operand<T: Pod>(&mut self, i: &Insn, v: T) -> Exec { self.store(i.seg, self.ea(i), v) }
+    pub fn store_operand<T: Pod>(&mut self, i: &Insn, v: T) -> Exec {
+        self.store(i.seg, self.ea(i), v)
+    }
     /// Loads the memory operand.
     #[inline(always)]
-    pub fn load_operand<T: Pod>(&mut self, i: &Insn) -> Result<T, Exception> { self.load(i.seg, self.ea(i)) }
+    pub fn load_operand<T: Pod>(&mut self, i: &Insn) -> Result<T, Exception> {
+        self.load(i.seg, self.ea(i))
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ fn store<const M: u32>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 /// Replaces the bits of `old` in `mask` by those of `new`.
-const fn merge(old: u128, new: u128, mask: u128) -> u128 { old & !mask | new & mask }
+const fn merge(old: u128, new: u128, mask: u128) -> u128 {
+    old & !mask | new & mask
+}
 
 /// MOVSS, MOVSD: a load zero-extends, a register move keeps the upper bits.
 fn scalar_load<const M: u32>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -116,7 +118,8 @@ fn maskmovdqu(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 /// Stores the selected bytes of `data` at DS:(E|R)DI. Also MASKMOVQ's.
 pub fn store_masked(ctx: &mut Ctx<'_>, i: &Insn, data: &[u8], mask: &[u8]) -> Exec {
     let at = ctx.cpu.gpr[gpr::RDI];
-    let selected = || (0..).zip(data.iter().zip(mask)).filter(|(_, (_, m))| **m & 0x80 != 0).map(|(n, (d, _))| (n, *d));
+    let selected =
+        || (0..).zip(data.iter().zip(mask)).filter(|(_, (_, m))| **m & 0x80 != 0).map(|(n, (d, _))| (n, *d));
     for (n, _) in selected() {
         let off = at.wrapping_add(n) & i.addr_mask;
         ctx.probe(i.seg, off, 1, Access::Write)?;

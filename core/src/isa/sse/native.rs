@@ -78,7 +78,8 @@ fn run_unmasked<const IMM: bool>(ctx: &mut Ctx<'_>, i: &Insn, o: &mut Operands) 
 fn tiny_result(i: &Insn, o: &Operands) -> bool {
     use Mnemonic as N;
     let f32s = (0..4).map(|n| (o.reg >> (32 * n)) as u32).map(|v| v & 0x7f80_0000 == 0 && v & 0x7f_ffff != 0);
-    let f64s = (0..2).map(|n| (o.reg >> (64 * n)) as u64).map(|v| v & 0x7ff0 << 48 == 0 && v & !(0xfff0 << 48) != 0);
+    let f64s =
+        (0..2).map(|n| (o.reg >> (64 * n)) as u64).map(|v| v & 0x7ff0 << 48 == 0 && v & !(0xfff0 << 48) != 0);
     let (f32_lanes, f64_lanes) = match i.code().mnemonic() {
         N::Addss | N::Subss | N::Mulss | N::Divss | N::Cvtsd2ss => (1, 0),
         N::Cvtpd2ps => (2, 0),
@@ -130,7 +131,8 @@ pub fn int_imm<const M: u32>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 pub fn insertps(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.sse_ready()?;
     let imm = if i.is_mem() { i.imm as u8 & 0x3f } else { i.imm as u8 };
-    let mut o = Operands { rm: ctx.xmm_src::<{ super::M32 }>(i)?, reg: ctx.xmm_reg(i), ..Operands::default() };
+    let mut o =
+        Operands { rm: ctx.xmm_src::<{ super::M32 }>(i)?, reg: ctx.xmm_reg(i), ..Operands::default() };
     simd_imm(i.code, imm, Uses::Nothing, &mut o);
     ctx.set_xmm_reg(i, o.reg);
     Ok(())
@@ -167,7 +169,8 @@ pub fn float_flags<const M: u32>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 /// RFLAGS ← test(XMM, XMM or memory): PTEST.
 pub fn int_flags(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.sse_ready()?;
-    let mut o = Operands { rm: ctx.xmm_src::<{ super::M128 }>(i)?, reg: ctx.xmm_reg(i), ..Operands::default() };
+    let mut o =
+        Operands { rm: ctx.xmm_src::<{ super::M128 }>(i)?, reg: ctx.xmm_reg(i), ..Operands::default() };
     simd(i.code, Uses::Nothing, &mut o);
     ctx.cpu.flags.replace(bit::ARITH, o.flags);
     Ok(())

@@ -53,7 +53,9 @@ impl Machine {
         Self { cpu, sys }
     }
 
-    pub fn ctx(&mut self) -> Ctx<'_> { Ctx { cpu: &mut self.cpu, sys: &mut self.sys } }
+    pub fn ctx(&mut self) -> Ctx<'_> {
+        Ctx { cpu: &mut self.cpu, sys: &mut self.sys }
+    }
 
     /// Assembles with `f` (for 32-bit code) and executes every instruction, up to the first fault.
     pub fn run(&mut self, f: impl FnOnce(&mut CodeAssembler)) -> Result<(), Exception> {
@@ -75,7 +77,9 @@ impl Machine {
         Ok(())
     }
 
-    pub fn write(&mut self, at: u64, bytes: &[u8]) { assert!(self.sys.mem.write_phys(crate::addr::Gpa(at), bytes)) }
+    pub fn write(&mut self, at: u64, bytes: &[u8]) {
+        assert!(self.sys.mem.write_phys(crate::addr::Gpa(at), bytes))
+    }
 
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut b = [0; N];

@@ -10,21 +10,41 @@ use crate::vcpu::{cr0, cr4, flags::bit, gpr};
 use iced_x86::code_asm::*;
 use iced_x86::{Code, EncodingKind};
 
-fn f64s(a: f64, b: f64) -> u128 { u128::from(a.to_bits()) | u128::from(b.to_bits()) << 64 }
-fn f32s(v: [f32; 4]) -> u128 { v.iter().rev().fold(0, |r, x| r << 32 | u128::from(x.to_bits())) }
+fn f64s(a: f64, b: f64) -> u128 {
+    u128::from(a.to_bits()) | u128::from(b.to_bits()) << 64
+}
+fn f32s(v: [f32; 4]) -> u128 {
+    v.iter().rev().fold(0, |r, x| r << 32 | u128::from(x.to_bits()))
+}
 
 /// Every legacy-encoded form of the extensions we show has a row.
 #[test]
 fn no_form_is_missing() {
-    let ours = ["MMX", "SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ", "FPU", "FPU387", "FXSR"];
+    let ours = [
+        "MMX",
+        "SSE",
+        "SSE2",
+        "SSE3",
+        "SSSE3",
+        "SSE4_1",
+        "SSE4_2",
+        "AES",
+        "PCLMULQDQ",
+        "FPU",
+        "FPU387",
+        "FXSR",
+    ];
     let mut missing = Vec::new();
     for c in Code::values() {
         let op = c.op_code();
         let name = format!("{c:?}");
         // FSTENV and the like are FWAIT and the FN form; the fences, PREFETCH, MOVNTI, CRC32 are integer rows.
-        let elsewhere = ["fence", "Prefetch", "Movnti", "Crc32", "Fst", "Fsave", "Fclex", "Finit", "Fsetpm", "Feni", "Fdisi"]
-            .iter()
-            .any(|p| name.contains(p))
+        let elsewhere = [
+            "fence", "Prefetch", "Movnti", "Crc32", "Fst", "Fsave", "Fclex", "Finit", "Fsetpm", "Feni",
+            "Fdisi",
+        ]
+        .iter()
+        .any(|p| name.contains(p))
             && !name.starts_with("Fst_")
             && !name.starts_with("Fstp")
             || name.starts_with("Fstpnce");
@@ -44,10 +64,19 @@ fn every_register_form_executes() {
     for r in rows() {
         let op = r.code.op_code();
         let family = r.code.cpuid_features().iter().any(|f| {
-            matches!(format!("{f:?}").as_str(), "MMX" | "SSE" | "SSE2" | "SSE3" | "SSSE3" | "SSE4_1" | "SSE4_2" | "AES" | "PCLMULQDQ")
+            matches!(
+                format!("{f:?}").as_str(),
+                "MMX" | "SSE" | "SSE2" | "SSE3" | "SSSE3" | "SSE4_1" | "SSE4_2" | "AES" | "PCLMULQDQ"
+            )
         });
-        let memory_only = (0..op.op_count()).any(|n| matches!(op.op_kind(n), iced_x86::OpCodeOperandKind::mem));
-        if !family || memory_only || op.op_count() < 2 || !op.mode32() || format!("{:?}", r.code).contains("Crc32") {
+        let memory_only =
+            (0..op.op_count()).any(|n| matches!(op.op_kind(n), iced_x86::OpCodeOperandKind::mem));
+        if !family
+            || memory_only
+            || op.op_count() < 2
+            || !op.mode32()
+            || format!("{:?}", r.code).contains("Crc32")
+        {
             continue;
         }
         let mut m = Machine::new();
@@ -344,7 +373,11 @@ fn lane_operations_agree_with_the_host() {
             let mut o = Operands { reg: a, rm: b, ..Operands::default() };
             let op = r.code.op_code();
             let with_imm = op.op_kind(op.op_count() - 1) == iced_x86::OpCodeOperandKind::imm8;
-            if with_imm { simd_imm(r.code as u16, imm, Uses::Nothing, &mut o) } else { simd(r.code as u16, Uses::Nothing, &mut o) }
+            if with_imm {
+                simd_imm(r.code as u16, imm, Uses::Nothing, &mut o)
+            } else {
+                simd(r.code as u16, Uses::Nothing, &mut o)
+            }
             let regs = [iced_x86::Register::XMM1, iced_x86::Register::XMM2];
             let i = match (op.op_count(), with_imm) {
                 (2, true) => iced_x86::Instruction::with2(r.code, regs[1], u32::from(imm)),
@@ -352,7 +385,12 @@ fn lane_operations_agree_with_the_host() {
                 _ => iced_x86::Instruction::with2(r.code, regs[0], regs[1]),
             };
             m.run(|asm| asm.add_instruction(i.unwrap()).unwrap()).unwrap();
-            assert_eq!((m.cpu.fpu.xmm[1], m.cpu.fpu.xmm[2]), (o.reg, o.rm), "{:?} {a:#x} {b:#x} {imm}", r.code);
+            assert_eq!(
+                (m.cpu.fpu.xmm[1], m.cpu.fpu.xmm[2]),
+                (o.reg, o.rm),
+                "{:?} {a:#x} {b:#x} {imm}",
+                r.code
+            );
         }
     }
 }

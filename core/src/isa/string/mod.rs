@@ -67,7 +67,7 @@ impl Ctx<'_> {
         let mut done = 0;
         while left != 0 {
             if !self.rep_may_continue(done) {
-                self.cpu.rip = self.cpu.insn_rip;
+                self.cpu.suspend_repeat();
                 break;
             }
             // Never past the limit: the boundary there must be seen exactly.

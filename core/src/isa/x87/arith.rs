@@ -42,11 +42,17 @@ fn registers(ctx: &mut Ctx<'_>, i: &Insn, op: u16, d: u8, s: u8, pop: bool) -> E
 }
 
 /// ST(0) ← ST(0) op ST(i).
-fn to_top<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { registers(ctx, i, OP, 0, i.rm, false) }
+fn to_top<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    registers(ctx, i, OP, 0, i.rm, false)
+}
 /// ST(i) ← ST(i) op ST(0).
-fn to_sti<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { registers(ctx, i, OP, i.rm, 0, false) }
+fn to_sti<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    registers(ctx, i, OP, i.rm, 0, false)
+}
 /// The same, and pop.
-fn to_sti_pop<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { registers(ctx, i, OP, i.rm, 0, true) }
+fn to_sti_pop<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    registers(ctx, i, OP, i.rm, 0, true)
+}
 
 /// ST(0) ← ST(0) op memory.
 fn memory<T: Pod + Into<u128>>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -84,7 +90,9 @@ fn unary(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 /// FSCALE: ST(0) ← ST(0) * 2^trunc(ST(1)).
-fn fscale(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { registers(ctx, i, C::Fscale as u16, 0, 1, false) }
+fn fscale(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    registers(ctx, i, C::Fscale as u16, 0, 1, false)
+}
 
 /// FABS, FCHS.
 fn sign(ctx: &mut Ctx<'_>, i: &Insn, f: fn(u16) -> u16) -> Exec {

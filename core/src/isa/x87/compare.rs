@@ -72,7 +72,7 @@ fn ftst(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-/// FCOMI, FUCOMI: the result goes to ZF, PF, CF; OF, SF, AF are cleared.
+/// FCOMI, FUCOMI: the result goes to ZF, PF, CF; OF, SF, AF are cleared; the condition codes stay.
 fn to_flags<const OP: u16, const POPS: u8>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_ready()?;
     ctx.x87_note(i);
@@ -84,8 +84,10 @@ fn to_flags<const OP: u16, const POPS: u8>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec 
         }
         return Ok(());
     }
-    let o = ctx.x87_native(OP, f.st(0), f.st(i.rm), 0);
-    if ctx.x87_complete(&o) {
+    let (codes, o) = (f.fsw, ctx.x87_native(OP, f.st(0), f.st(i.rm), 0));
+    let written = ctx.x87_complete(&o);
+    ctx.cpu.fpu.set_cc(sw::C1, codes);
+    if written {
         ctx.cpu.flags.replace(bit::ARITH, o.flags & (bit::ZF | bit::PF | bit::CF));
         pop(ctx, POPS);
     }

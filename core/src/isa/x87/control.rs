@@ -10,7 +10,9 @@ use crate::vcpu::{cr0, gpr};
 use iced_x86::Code as C;
 
 /// A control word as the register holds it: reserved bits read as 0, bit 6 as 1.
-pub const fn control_word(v: u16) -> u16 { v & 0x1f3f | 0x40 }
+pub const fn control_word(v: u16) -> u16 {
+    v & 0x1f3f | 0x40
+}
 
 fn fninit(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     ctx.x87_available()?;
@@ -61,7 +63,9 @@ fn wait(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 }
 
 /// FNENI, FNDISI, FNSETPM.
-fn nothing(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec { ctx.x87_available() }
+fn nothing(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
+    ctx.x87_available()
+}
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[

@@ -118,7 +118,12 @@ fn fbld(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 /// store has succeeded.
 #[inline(always)]
 fn store_converted<T: Pod>(
-    ctx: &mut Ctx<'_>, i: &Insn, op: u16, narrow: fn(u128) -> T, indefinite: u128, pop: bool,
+    ctx: &mut Ctx<'_>,
+    i: &Insn,
+    op: u16,
+    narrow: fn(u128) -> T,
+    indefinite: u128,
+    pop: bool,
 ) -> Exec {
     ctx.x87_ready()?;
     if ctx.cpu.fpu.is_empty(0) {
@@ -170,7 +175,9 @@ fn real64<const POP: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 fn int32<const OP: u16, const POP: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     store_m32::<OP, POP>(ctx, i, 1 << 31)
 }
-fn int64<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec { store_m64::<OP, true>(ctx, i, 1 << 63) }
+fn int64<const OP: u16>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    store_m64::<OP, true>(ctx, i, 1 << 63)
+}
 
 /// FSTP m80: a copy, never an exception but stack underflow.
 fn store_m80(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {

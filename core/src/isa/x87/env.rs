@@ -68,7 +68,9 @@ fn decode(f: &mut Fpu, wide: bool, protected: bool, bytes: &[u8]) {
 
 impl Ctx<'_> {
     /// Is the protected-mode layout in use? (64-bit mode uses the 32-bit protected one.)
-    fn protected_layout(&self) -> bool { self.cpu.mode.protected }
+    fn protected_layout(&self) -> bool {
+        self.cpu.mode.protected
+    }
 
     fn store_state<const WIDE: bool, const REGISTERS: bool>(&mut self, i: &Insn) -> Exec {
         self.x87_available()?;

@@ -42,9 +42,15 @@ impl Operand {
         };
         Self { class, negative, denormal: e == 0 && sig != 0, value }
     }
-    pub fn is_zero(&self) -> bool { self.class == Class::Zero }
-    pub fn is_infinite(&self) -> bool { self.class == Class::Infinity }
-    pub fn is_other(&self) -> bool { self.class == Class::Other }
+    pub fn is_zero(&self) -> bool {
+        self.class == Class::Zero
+    }
+    pub fn is_infinite(&self) -> bool {
+        self.class == Class::Infinity
+    }
+    pub fn is_other(&self) -> bool {
+        self.class == Class::Other
+    }
 }
 
 /// (-1)^negative * sig * 2^(exp - 127); the top bit of `sig` is set unless the value is zero.
@@ -78,13 +84,25 @@ impl Ext {
         Self { negative, exp: exp - shift as i32, sig: sig << shift }
     }
     /// An integer.
-    pub fn int(v: i32) -> Self { Self::new(v < 0, 127, u128::from(v.unsigned_abs())) }
-    pub fn is_zero(self) -> bool { self.sig == 0 }
-    pub fn abs(self) -> Self { Self { negative: false, ..self } }
-    pub fn neg(self) -> Self { Self { negative: !self.negative, ..self } }
-    pub fn with_sign(self, negative: bool) -> Self { Self { negative, ..self } }
+    pub fn int(v: i32) -> Self {
+        Self::new(v < 0, 127, u128::from(v.unsigned_abs()))
+    }
+    pub fn is_zero(self) -> bool {
+        self.sig == 0
+    }
+    pub fn abs(self) -> Self {
+        Self { negative: false, ..self }
+    }
+    pub fn neg(self) -> Self {
+        Self { negative: !self.negative, ..self }
+    }
+    pub fn with_sign(self, negative: bool) -> Self {
+        Self { negative, ..self }
+    }
     /// Multiplied by 2^n.
-    pub fn scale(self, n: i32) -> Self { Self { exp: self.exp + n, ..self } }
+    pub fn scale(self, n: i32) -> Self {
+        Self { exp: self.exp + n, ..self }
+    }
 
     pub fn mul(self, o: Self) -> Self {
         let negative = self.negative != o.negative;
@@ -119,7 +137,9 @@ impl Ext {
         Self::new(a.negative, a.exp + 1, sum)
     }
 
-    pub fn sub(self, o: Self) -> Self { self.add(o.neg()) }
+    pub fn sub(self, o: Self) -> Self {
+        self.add(o.neg())
+    }
 
     pub fn less_in_magnitude(self, o: Self) -> bool {
         match (self.is_zero(), o.is_zero()) {

@@ -187,7 +187,9 @@ impl Ctx<'_> {
     }
 }
 
-fn raw(v: Image) -> Raw80 { (v.sig, v.se) }
+fn raw(v: Image) -> Raw80 {
+    (v.sig, v.se)
+}
 
 impl Ctx<'_> {
     /// Stack overflow of an instruction with two results: both become the indefinite, if masked.

@@ -41,7 +41,10 @@ pub fn remainder<const NEAREST: bool>(a: Ext, b: Ext) -> Remainder {
     };
     let whole = if d == -1 { half << 1 } else { half };
     if NEAREST && (2 * r > whole || 2 * r == whole && q & 1 != 0) {
-        return Remainder { value: from_units(!a.negative, whole - r, exp), quotient: Some(q.wrapping_add(1)) };
+        return Remainder {
+            value: from_units(!a.negative, whole - r, exp),
+            quotient: Some(q.wrapping_add(1)),
+        };
     }
     Remainder { value: from_units(a.negative, r, exp), quotient: Some(q) }
 }
@@ -63,13 +66,16 @@ fn divide(a: u128, b: u128, n: u32) -> (u64, u128) {
 }
 
 /// `r` units of the last place of a 64-bit significand with exponent `exp`.
-fn from_units(negative: bool, r: u128, exp: i32) -> Ext { Ext::new(negative, exp + 64, r) }
+fn from_units(negative: bool, r: u128, exp: i32) -> Ext {
+    Ext::new(negative, exp + 64, r)
+}
 
 fn fprem<const NEAREST: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_ready()?;
     ctx.x87_note(i);
     let f = &ctx.cpu.fpu;
     if f.is_empty(0) || f.is_empty(1) {
+        ctx.cpu.fpu.set_cc(sw::C2, 0);
         if ctx.x87_underflow() {
             ctx.cpu.fpu.set_st(0, INDEFINITE);
         }

@@ -42,6 +42,19 @@ fn fst<const POP: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
+/// FSTPNCE (D9 D8+i, undocumented): FSTP that only pops if ST(0) is empty.
+fn fstpnce(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
+    ctx.x87_ready()?;
+    ctx.x87_note(i);
+    let f = &mut ctx.cpu.fpu;
+    f.set_cc(sw::C1, 0);
+    if !f.is_empty(0) {
+        f.set_st(i.rm, f.st(0));
+    }
+    f.pop();
+    Ok(())
+}
+
 fn fxch(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_ready()?;
     ctx.x87_note(i);
@@ -80,6 +93,7 @@ fn fcmov<const NOT: bool>(ctx: &mut Ctx<'_>, i: &Insn, flags: u64) -> Exec {
 fn ffree<const POP: bool>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.x87_ready()?;
     ctx.x87_note(i);
+    ctx.cpu.fpu.set_cc(sw::C1, 0);
     ctx.cpu.fpu.free(i.rm);
     if POP {
         ctx.cpu.fpu.pop();
@@ -108,7 +122,7 @@ pub const ROWS: &[Row] = &[
     row(C::Fld_sti, fld),
     row(C::Fst_sti, fst::<false>),
     row(C::Fstp_sti, fst::<true>),
-    row(C::Fstpnce_sti, fst::<true>),
+    row(C::Fstpnce_sti, fstpnce),
     row(C::Fstp_sti_DFD0, fst::<true>),
     row(C::Fstp_sti_DFD8, fst::<true>),
     row(C::Fxch_st0_sti, fxch),

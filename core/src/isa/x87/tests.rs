@@ -20,7 +20,9 @@ fn with(values: &[Raw80]) -> Machine {
     m
 }
 
-fn flags(m: &Machine) -> u16 { m.cpu.fpu.fsw & (sw::FLAGS | sw::SF) }
+fn flags(m: &Machine) -> u16 {
+    m.cpu.fpu.fsw & (sw::FLAGS | sw::SF)
+}
 
 #[test]
 fn register_arithmetic_in_every_direction() {

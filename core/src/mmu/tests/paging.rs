@@ -381,10 +381,10 @@ fn read_only_ram_drops_writes_of_everybody() {
 #[test]
 fn device_memory_floats_and_ends_the_block() {
     let mut r = Rig::new(Format::Off);
-    assert_eq!(r.read::<u32>(0xfee0_0020).unwrap(), u32::MAX);
+    assert_eq!(r.read::<u32>(0xfed1_0020).unwrap(), u32::MAX);
     assert_eq!(r.sys.limit, 0);
     r.sys.limit = 1;
-    r.write(0xfee0_0020, 0u128).unwrap();
+    r.write(0xfed1_0020, 0u128).unwrap();
     assert_eq!(r.sys.limit, 0);
 }
 

@@ -29,8 +29,12 @@ enum Outcome {
     DivideByZero(bool),
 }
 
-const fn zero(negative: bool) -> Outcome { Outcome::Exact((0, if negative { 0x8000 } else { 0 })) }
-const fn infinity(negative: bool) -> Outcome { Outcome::Exact((1 << 63, if negative { 0xffff } else { 0x7fff })) }
+const fn zero(negative: bool) -> Outcome {
+    Outcome::Exact((0, if negative { 0x8000 } else { 0 }))
+}
+const fn infinity(negative: bool) -> Outcome {
+    Outcome::Exact((1 << 63, if negative { 0xffff } else { 0x7fff }))
+}
 
 impl Ctx<'_> {
     /// Writes an outcome to ST(`at`). False if an unmasked exception suppressed it.
@@ -125,6 +129,8 @@ fn cosine(a: &Operand) -> Outcome {
 }
 
 fn circular(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> Outcome) -> Exec {
+    ctx.x87_ready()?;
+    ctx.cpu.fpu.set_cc(sw::C2, 0);
     let Some(a) = ctx.x87_operand(i)? else { return Ok(()) };
     if out_of_range(ctx, &a) {
         return Ok(());
@@ -136,6 +142,7 @@ fn circular(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> Outcome) -> Exec {
 /// FSINCOS and FPTAN: a result in ST(0), then a second pushed.
 fn circular_pair(ctx: &mut Ctx<'_>, i: &Insn, f: fn(&Operand) -> (Outcome, Outcome)) -> Exec {
     ctx.x87_ready()?;
+    ctx.cpu.fpu.set_cc(sw::C2, 0);
     if ctx.cpu.fpu.is_empty(0) {
         ctx.x87_note(i);
         if ctx.x87_underflow() {
@@ -272,7 +279,13 @@ fn patan(y: &Operand, x: &Operand) -> Outcome {
     match (y.class, x.class) {
         (Class::Infinity, Class::Infinity) => pi(if x.negative { 3 } else { 1 }),
         (Class::Infinity, _) => pi(2),
-        (Class::Zero, _) | (_, Class::Infinity) => if x.negative { pi(4) } else { zero(y.negative) },
+        (Class::Zero, _) | (_, Class::Infinity) => {
+            if x.negative {
+                pi(4)
+            } else {
+                zero(y.negative)
+            }
+        }
         (_, Class::Zero) => pi(2),
         _ if !x.negative && quotient_is_exact_and_tiny(y, x) => Outcome::Value(y.value.div(x.value), false),
         _ => Outcome::Value(series::atan2(y.value, x.value), false),
@@ -280,7 +293,9 @@ fn patan(y: &Operand, x: &Operand) -> Outcome {
 }
 
 /// For a quotient below the smallest normal number its arc tangent rounds as the quotient itself does.
-fn quotient_is_exact_and_tiny(y: &Operand, x: &Operand) -> bool { y.value.exp - x.value.exp < -16400 }
+fn quotient_is_exact_and_tiny(y: &Operand, x: &Operand) -> bool {
+    y.value.exp - x.value.exp < -16400
+}
 
 pub const ROWS: &[Row] = &[
     row(C::F2xm1, f2xm1),

@@ -18,7 +18,8 @@ const TWO_OVER_PI: [u64; 4] =
 
 /// pi, pi/2, pi/4, 3pi/4 as results of FPATAN.
 pub const fn pi_quarters(n: u8) -> Ext {
-    const THREE_QUARTERS: Ext = Ext { negative: false, exp: 1, sig: 0x96cb_e3f9_990e_91a7_9394_c9e8_a0a5_159c };
+    const THREE_QUARTERS: Ext =
+        Ext { negative: false, exp: 1, sig: 0x96cb_e3f9_990e_91a7_9394_c9e8_a0a5_159c };
     match n {
         1 => Ext { exp: -1, ..HALF_PI },
         2 => HALF_PI,
@@ -28,7 +29,9 @@ pub const fn pi_quarters(n: u8) -> Ext {
 }
 
 /// Product in fixed point.
-fn mul(a: u128, b: u128) -> u128 { mul_high(a, b) << 2 }
+fn mul(a: u128, b: u128) -> u128 {
+    mul_high(a, b) << 2
+}
 
 /// |v| < 4 as fixed point, truncated.
 fn fixed(v: Ext) -> u128 {
@@ -37,10 +40,14 @@ fn fixed(v: Ext) -> u128 {
 }
 
 /// Fixed point as [`Ext`].
-fn ext(v: u128) -> Ext { Ext::new(false, 1, v) }
+fn ext(v: u128) -> Ext {
+    Ext::new(false, 1, v)
+}
 
 /// 1 - x for a factor that truly is below one: never rounds to one.
-fn below_one(x: u128) -> u128 { ONE - x.max(1) }
+fn below_one(x: u128) -> u128 {
+    ONE - x.max(1)
+}
 
 /// sin r, |r| <= pi/4.
 fn sin_reduced(r: Ext) -> Ext {
@@ -99,7 +106,9 @@ fn shift_left(v: [u64; 5], by: u32) -> [u64; 5] {
 }
 
 /// 1 - fraction (to the last of 320 bits).
-fn complement(v: &mut [u64; 5]) { v.iter_mut().for_each(|w| *w = !*w) }
+fn complement(v: &mut [u64; 5]) {
+    v.iter_mut().for_each(|w| *w = !*w)
+}
 
 /// A 320-bit fraction as [`Ext`].
 fn normalise(negative: bool, mut v: [u64; 5]) -> Ext {
@@ -146,7 +155,9 @@ fn atanh_over(s: Ext) -> Ext {
 }
 
 /// log2((1+s) / (1-s)).
-fn log2_ratio(s: Ext) -> Ext { s.scale(1).mul(atanh_over(s)).mul(LOG2_E) }
+fn log2_ratio(s: Ext) -> Ext {
+    s.scale(1).mul(atanh_over(s)).mul(LOG2_E)
+}
 
 /// log2 x for x > 0.
 pub fn log2(x: Ext) -> Ext {

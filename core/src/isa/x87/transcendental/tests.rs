@@ -154,7 +154,9 @@ const VECTORS: &[(Emit, Raw80, Raw80, Raw80)] = &[
     (FYL2XP1, (0xdeadbeefcafebabe, 0x3feb), (0x8000000000000000, 0x3fff), (0xa0a0eb57a1325360, 0x3fec)),
 ];
 
-fn run(emit: Emit, st0: Raw80, st1: Raw80) -> Machine { run_with(0x37f, emit, st0, st1) }
+fn run(emit: Emit, st0: Raw80, st1: Raw80) -> Machine {
+    run_with(0x37f, emit, st0, st1)
+}
 
 fn run_with(fcw: u16, emit: Emit, st0: Raw80, st1: Raw80) -> Machine {
     let mut m = Machine::new();
@@ -193,7 +195,9 @@ const INF: Raw80 = (1 << 63, 0x7fff);
 const ZERO: Raw80 = (0, 0);
 const PI: Raw80 = (0xc90f_daa2_2168_c235, 0x4000);
 
-fn neg(v: Raw80) -> Raw80 { (v.0, v.1 ^ MINUS) }
+fn neg(v: Raw80) -> Raw80 {
+    (v.0, v.1 ^ MINUS)
+}
 
 #[test]
 fn exact_results_raise_nothing() {
