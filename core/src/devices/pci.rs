@@ -1,6 +1,8 @@
 //! PCI configuration mechanism #1 and the configuration spaces of the chipset: 82441FX host bridge, PIIX3 ISA
 //! bridge, PIIX4 power management. Sources: PCI 2.1, 3.7.4.1; Intel 290549 (440FX), 290550 (PIIX3), 290562 (PIIX4).
 
+use crate::mem::Shadow;
+
 /// Device and function numbers on bus 0, as `device << 3 | function`.
 pub mod devfn {
     pub const HOST: u8 = 0;
@@ -74,7 +76,7 @@ impl Default for Pci {
     }
 }
 
-/// 440FX: class 0600. PAM and SMRAM registers are stored.
+/// 440FX: class 0600. The board acts on the PAM registers; SMRAM is only stored.
 fn host_bridge() -> Function {
     Function::new(
         devfn::HOST,
@@ -109,6 +111,10 @@ fn isa_bridge() -> Function {
     )
 }
 
+/// DEVACTB: SMIs by the APM port are on. The board has no system-management mode, and firmware takes this to mean that
+/// it is set up already.
+const APMC_ENABLE: u32 = 1 << 25;
+
 /// PIIX4 function 3: class 0680, interrupt pin A, PM block enabled at [`PM_BASE`].
 fn power_management() -> Function {
     Function::new(
@@ -119,6 +125,7 @@ fn power_management() -> Function {
             (0x08, 0x0680_0003),
             (0x3c, 0x0000_0109),
             (0x40, PM_BASE as u32 | 1),
+            (0x58, APMC_ENABLE),
             (0x80, 1),
             (0x90, 1),
         ],
@@ -178,6 +185,18 @@ impl Pci {
             .iter()
             .find(|f| f.devfn == devfn)
             .map_or(0, |f| u16::from_le_bytes([f.bytes[usize::from(at)], f.bytes[usize::from(at | 1)]]))
+    }
+
+    /// The PAM registers (0x59-0x5F): two bits for each range of [`SHADOW`](crate::mem::map::SHADOW).
+    pub fn shadow(&self) -> Shadow {
+        let bits = |at: u8, shift: u8| (self.word(devfn::HOST, at & !1) >> (8 * (at & 1) + shift)) as u8 & 3;
+        let mut out = Shadow::default();
+        out[0] = bits(0x59, 4);
+        for (n, pair) in out[1..].chunks_mut(2).enumerate() {
+            let at = 0x5a + n as u8;
+            pair.iter_mut().zip([0, 4]).for_each(|(p, shift)| *p = bits(at, shift));
+        }
+        out
     }
 
     /// Base of the power-management I/O block, if it is decoded.
@@ -246,5 +265,17 @@ mod tests {
         read(&mut p, devfn::POWER, 0x80);
         p.write_data(0, 0);
         assert_eq!(p.pm_base(), None);
+    }
+
+    #[test]
+    fn pci_pam_registers_give_two_bits_a_range() {
+        let mut p = Pci::new();
+        assert_eq!(p.shadow(), [0; 13]);
+        read(&mut p, devfn::HOST, 0x58);
+        p.write_data(1, 0x30);
+        p.write_data(2, 0x12);
+        read(&mut p, devfn::HOST, 0x5c);
+        p.write_data(3, 0x20);
+        assert_eq!(p.shadow(), [3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
     }
 }

@@ -1,4 +1,5 @@
-//! Firmware images: ROM that ends at 4 GiB, its last 128 KiB also ending at 1 MiB. The vCPU keeps its reset state.
+//! Firmware images: ROM that ends at 4 GiB, its last 128 KiB also ending at 1 MiB until the guest
+//! switches shadow RAM in over it. The vCPU keeps its reset state.
 
 use super::{Images, LoadError};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
@@ -35,6 +36,6 @@ pub(super) fn load(image: &[u8], mem: &mut Memory) -> Result<(), LoadError> {
     }
     let alias = len.min(LOW_ALIAS);
     mem.map.map_rom((1 << 32) - len, len, offset);
-    mem.map.map_rom((1 << 20) - alias, alias, offset + len - alias);
+    mem.map_low_rom((1 << 20) - alias, offset + len - alias);
     Ok(())
 }

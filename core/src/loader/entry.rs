@@ -10,10 +10,18 @@ use crate::vcpu::flags::Flags;
 use crate::vcpu::segment::{Segment, TableReg, attr};
 use crate::vcpu::{Seg, Vcpu, cr0, cr4, efer};
 
-/// `__BOOT_CS` of the Linux boot protocol.
-pub(super) const BOOT_CS: u16 = 0x10;
-/// `__BOOT_DS` of the Linux boot protocol.
-pub(super) const BOOT_DS: u16 = 0x18;
+/// Where the boot GDT has its two flat segments.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selectors {
+    code: u16,
+    data: u16,
+}
+
+/// `__BOOT_CS` and `__BOOT_DS` of the Linux boot protocol. GRUB enters multiboot 2 kernels with the same.
+pub(super) const LINUX: Selectors = Selectors { code: 0x10, data: 0x18 };
+/// Multiboot 1 leaves the selectors open, and yet there are kernels (xv6) that load a GDT of their own and rely on the
+/// old CS still naming its code segment: the first one, as QEMU's loader has it and boot sectors usually do.
+pub(super) const MULTIBOOT: Selectors = Selectors { code: 0x08, data: 0x10 };
 
 const CODE: u32 = attr::P | attr::S | attr::CODE | attr::RW | attr::ACCESSED | attr::G;
 const DATA: u32 = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | attr::DB;
@@ -43,15 +51,21 @@ fn descriptor(attr: u32) -> u64 {
     0x000f_0000_0000_ffff | (a & 0xff) << 40 | (a & 0xf000) << 40
 }
 
-/// Writes a GDT with flat segments at [`BOOT_CS`] and [`BOOT_DS`] to free memory from `above` on, and loads GDTR.
-fn load_gdt(boot: &mut Boot<'_>, code: u32, above: u64) -> Result<(), LoadError> {
+/// Writes a GDT with flat segments at `at` to free memory from `above` on, and loads GDTR and the segment registers.
+fn load_gdt(boot: &mut Boot<'_>, at: Selectors, code: u32, above: u64) -> Result<(), LoadError> {
     let mut gdt = Build::default();
-    gdt.u64(0).u64(0).u64(descriptor(code)).u64(descriptor(DATA));
+    for selector in (0..=at.data).step_by(8) {
+        gdt.u64(match selector {
+            s if s == at.code => descriptor(code),
+            s if s == at.data => descriptor(DATA),
+            _ => 0,
+        });
+    }
     let base = boot.layout.put_low("boot GDT", &gdt.0, 16, above)?;
     boot.cpu.gdtr = TableReg { base, limit: gdt.0.len() as u16 - 1 };
     boot.cpu.idtr = TableReg { base: 0, limit: 0 };
-    boot.cpu.seg = [flat(BOOT_DS, DATA); 6];
-    boot.cpu.seg[Seg::Cs as usize] = flat(BOOT_CS, code);
+    boot.cpu.seg = [flat(at.data, DATA); 6];
+    boot.cpu.seg[Seg::Cs as usize] = flat(at.code, code);
     boot.cpu.tr = Segment { limit: 0x67, ..Segment::unusable(BUSY_TSS) };
     boot.cpu.flags = Flags::new();
     Ok(())
@@ -65,8 +79,13 @@ fn finish(cpu: &mut Vcpu, rip: u64) {
 
 /// 32-bit protected mode, paging off, flat segments, interrupts off, about to execute at `rip`.
 /// The GDT goes to free memory from `above` on.
-pub(super) fn protected_mode(boot: &mut Boot<'_>, rip: u64, above: u64) -> Result<(), LoadError> {
-    load_gdt(boot, CODE | attr::DB, above)?;
+pub(super) fn protected_mode(
+    boot: &mut Boot<'_>,
+    at: Selectors,
+    rip: u64,
+    above: u64,
+) -> Result<(), LoadError> {
+    load_gdt(boot, at, CODE | attr::DB, above)?;
     boot.cpu.gpr = [0; 21];
     boot.cpu.cr0 = cr0::PE | cr0::ET;
     finish(boot.cpu, rip);
@@ -75,7 +94,7 @@ pub(super) fn protected_mode(boot: &mut Boot<'_>, rip: u64, above: u64) -> Resul
 
 /// 64-bit mode with the first 4 GiB identity-mapped, flat segments, interrupts off, about to execute at `rip`.
 pub(super) fn long_mode(boot: &mut Boot<'_>, rip: u64) -> Result<(), LoadError> {
-    load_gdt(boot, CODE | attr::L, 0)?;
+    load_gdt(boot, LINUX, CODE | attr::L, 0)?;
     boot.cpu.gpr = [0; 21];
     boot.cpu.cr3 = identity_tables(&mut boot.layout)?;
     boot.cpu.cr4 = cr4::PAE;

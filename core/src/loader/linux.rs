@@ -114,7 +114,7 @@ pub(super) fn start(
     let params = boot.layout.put_low("Linux zero page", &zero_page.0[..], PAGE_SIZE, 0)?;
     match start {
         Start::Long(rip) => entry::long_mode(&mut boot, rip)?,
-        Start::Protected(rip) => entry::protected_mode(&mut boot, rip, 0)?,
+        Start::Protected(rip) => entry::protected_mode(&mut boot, entry::LINUX, rip, 0)?,
     }
     boot.cpu.gpr[gpr::RSI] = params;
     Ok(())

@@ -105,7 +105,7 @@ pub(super) fn load(file: &[u8], header: &Header, mut boot: Boot<'_>) -> Result<(
     };
     let info = write_info(&mut boot)?;
     let above = boot.layout.used_end();
-    entry::protected_mode(&mut boot, rip, above)?;
+    entry::protected_mode(&mut boot, entry::MULTIBOOT, rip, above)?;
     boot.cpu.gpr[gpr::RAX] = BOOT_MAGIC;
     boot.cpu.gpr[gpr::RBX] = info;
     Ok(())

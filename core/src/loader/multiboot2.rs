@@ -178,7 +178,7 @@ pub(super) fn load(
     let above = boot.layout.used_end();
     let at = boot.layout.put_low("multiboot2 information", &information, 16, above)?;
     let above = boot.layout.used_end();
-    entry::protected_mode(&mut boot, rip, above)?;
+    entry::protected_mode(&mut boot, entry::LINUX, rip, above)?;
     boot.cpu.gpr[gpr::RAX] = BOOT_MAGIC;
     boot.cpu.gpr[gpr::RBX] = at;
     Ok(())

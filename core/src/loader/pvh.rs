@@ -34,7 +34,7 @@ pub(super) fn load(elf: &Elf<'_>, pvh_entry: u64, mut boot: Boot<'_>) -> Result<
     info.u64(if module.is_some() { modules } else { 0 }).u64(cmdline).u64(boot.rsdp);
     info.u64(entries_at).u32(map.len() as u32).u32(0);
     let info = boot.layout.put_low("PVH start info", &info.0, 16, 0)?;
-    entry::protected_mode(&mut boot, pvh_entry, 0)?;
+    entry::protected_mode(&mut boot, entry::LINUX, pvh_entry, 0)?;
     boot.cpu.gpr[gpr::RBX] = info;
     Ok(())
 }

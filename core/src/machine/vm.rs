@@ -229,6 +229,7 @@ impl Vm {
             cpu.load(&mut r)?;
         }
         self.sys.board.load(&mut r)?;
+        self.sys.mem.set_shadow(&self.sys.board.pci.shadow());
         let interval = self.config.hash_interval.max(1);
         self.next_hash = (self.sys.icount / interval + 1) * interval;
         self.next_poll = self.sys.icount;

@@ -6,7 +6,7 @@
 pub mod map;
 pub mod ram;
 
-pub use map::{MemMap, Region, RegionKind, Target};
+pub use map::{MemMap, Region, RegionKind, Shadow, Target};
 pub use ram::{Pod, Ram};
 
 use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
@@ -57,6 +57,8 @@ pub struct Memory {
     pub(crate) remapped: bool,
     /// The `a20_mask` everything derived was made with.
     a20_seen: u64,
+    /// What the map was made with: a copy of the chipset's registers.
+    shadow: Option<Shadow>,
 }
 
 impl Memory {
@@ -74,6 +76,7 @@ impl Memory {
             watch_writes: Vec::new(),
             remapped: false,
             a20_seen: u64::MAX,
+            shadow: None,
         })
     }
 
@@ -223,6 +226,30 @@ impl Memory {
         }
     }
 
+    /// Maps the firmware ROM that ends at 1 MiB, from slab offset `offset` on, with no RAM switched in over it.
+    pub fn map_low_rom(&mut self, start: u64, offset: u64) {
+        self.map.low_rom = Some((start, offset));
+        self.shadow = None;
+        self.set_shadow(&Shadow::default());
+    }
+
+    /// Switches RAM in over the firmware ROM as `want` says. Code decoded from what was there before dies.
+    pub fn set_shadow(&mut self, want: &Shadow) {
+        if self.map.low_rom.is_none() || self.shadow.as_ref() == Some(want) {
+            return;
+        }
+        let old = self.shadow.replace(*want);
+        for (n, (start, len)) in map::SHADOW.into_iter().enumerate() {
+            if old.is_some_and(|o| o[n] == want[n]) {
+                continue;
+            }
+            self.map.set_shadow(n, want[n]);
+            let pages = (start..start + len).step_by(PAGE_SIZE as usize);
+            self.code_writes.extend(pages.map(|p| Traced { gpa: Gpa(p), len: PAGE_SIZE as u32 }));
+        }
+        self.map_changed();
+    }
+
     /// To be called after any change of `map` on a machine that has run: drops everything derived from it.
     #[cold]
     pub fn map_changed(&mut self) {
@@ -270,5 +297,29 @@ mod tests {
         assert!(m.read_phys(Gpa(0xf_f000), &mut b));
         assert_eq!(b, [0]);
         assert!(m.take_dirty().is_empty());
+    }
+
+    #[test]
+    fn shadow_ram_keeps_what_is_written_while_it_is_writable() {
+        let mut m = Memory::new(1 << 20, 32).unwrap();
+        m.map_low_rom(0xe_0000, 1 << 20);
+        let byte = |m: &Memory| {
+            let mut b = [0xee];
+            m.read_phys(Gpa(0xf_0000), &mut b).then_some(b[0])
+        };
+        m.ram.write_bytes((1 << 20) + 0x1_0000, &[0x55]);
+        let mut shadow = Shadow::default();
+        for (bits, write, read) in [(0, 1, 0x55), (3, 2, 2), (1, 3, 2), (0, 4, 0x55), (3, 5, 5)] {
+            shadow[0] = bits;
+            m.set_shadow(&shadow);
+            assert!(m.write_phys(Gpa(0xf_0000), &[write]));
+            assert_eq!(byte(&m), Some(read), "PAM0 = {bits}");
+        }
+        m.code_writes.clear();
+        m.set_shadow(&shadow);
+        assert!(m.code_writes.is_empty(), "nothing changed");
+        shadow[0] = 0;
+        m.set_shadow(&shadow);
+        assert_eq!(m.code_writes.first(), Some(&Traced { gpa: Gpa(0xf_0000), len: 0x1000 }));
     }
 }

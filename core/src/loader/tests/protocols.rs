@@ -145,6 +145,8 @@ fn multiboot_elf_gets_its_information() {
         loaded(&Images { initrd: Some(b"NR_CPUS=1\n".to_vec()), ..images(images::multiboot(3)) }, 16 * MIB);
     assert_flat_32(&l);
     assert_eq!((l.cpu.rip, l.cpu.gpr[gpr::RAX]), (MIB + 12, 0x2bad_b002));
+    // Kernels that load their own GDT before they reload CS count on this.
+    assert_eq!((l.cpu.seg[1].selector, l.cpu.seg[3].selector), (0x08, 0x10));
     let info = l.cpu.gpr[gpr::RBX];
     assert!(info >= MIB + 0x2000, "{info:#x} lies in the image");
     let flags = l.u32(info);

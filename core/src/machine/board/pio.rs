@@ -222,6 +222,7 @@ impl Board {
             0xcfc..=0xcff => {
                 self.pci.write_data((port & 3) as u8, v);
                 self.pm_base = self.pci.pm_base();
+                bus.mem.set_shadow(&self.pci.shadow());
             }
             _ => {}
         }
