@@ -3,7 +3,7 @@
 
 use super::board::Board;
 use super::config::MachineConfig;
-use super::tables;
+use super::{firmware, tables};
 use crate::addr::{Gpa, Gva};
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
@@ -123,6 +123,10 @@ impl Vm {
         self.current = 0;
         self.sys.board.reset();
         let rsdp = tables::install(&mut self.sys.mem, &self.config);
+        if self.images.bios.is_none() {
+            firmware::install_vectors(&mut self.sys.mem);
+            self.sys.board.program_as_firmware(self.sys.when().time);
+        }
         loader::load(&self.images, &self.config, &mut self.sys.mem, &mut self.vcpus[0], rsdp)?;
         self.drop_derived();
         Ok(())
