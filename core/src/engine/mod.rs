@@ -231,7 +231,11 @@ impl Vm {
                 self.sys.clock.advance_to(icount, t);
                 self.next_poll = icount;
             }
-            Idle::Interrupted => return Next::Exit(VmExit::Interrupted),
+            Idle::Interrupted => {
+                // The next run polls at once, which takes the request; it would interrupt every wait otherwise.
+                self.next_poll = icount;
+                return Next::Exit(VmExit::Interrupted);
+            }
             Idle::End => return Next::Exit(VmExit::InputEnded),
         }
         self.expire_timers();
