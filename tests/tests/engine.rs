@@ -319,3 +319,18 @@ fn test_load_state_corrupted_is_refused() {
     extended.push(0);
     assert!(m.load_state(&extended).is_err());
 }
+
+#[test]
+fn test_saved_state_keeps_what_devices_asked_for() {
+    let guest = |a: &mut CodeAssembler| {
+        a.mov(eax, 0x21)?;
+        a.out(0xf4, eax)
+    };
+    let config =
+        || MachineConfig { memory: 4 << 20, debug_exit: Some((0xf4, 4)), ..MachineConfig::default() };
+    let mut m = vm_with(config(), guest);
+    assert_eq!(m.run(Some(Icount(2))), VmExit::Reached);
+    let mut copy = vm_with(config(), guest);
+    copy.load_state(&m.save_state()).unwrap();
+    assert_eq!((m.run(None), copy.run(None)), (VmExit::DebugExit(0x21), VmExit::DebugExit(0x21)));
+}

@@ -67,7 +67,7 @@ fn fill(vm: &mut Vm, r: &mut Rng) {
             let target =
                 if r.below(2) == 0 { TABLES + r.below(8) * 4096 } else { r.below(MEMORY >> 12) << 12 };
             let odd = if r.below(40) == 0 { r.bits() & 0xfff0_0000_0000_0fff } else { 0 };
-            let entry = target | (r.bits() & 0x87) | u64::from(r.below(4) > 0) * 7 | odd;
+            let entry = target | (r.bits() & 0x87) | (u64::from(r.below(4) > 0) * 7) | odd;
             vm.sys.mem.write_phys(retrovisor_core::Gpa(TABLES + page * 4096 + n * 8), &entry.to_le_bytes());
         }
     }

@@ -28,6 +28,8 @@ pub mod reg {
     pub const ICR: u8 = 0x30;
     pub const ICR_HIGH: u8 = 0x31;
     pub const LVT_TIMER: u8 = 0x32;
+    pub const LVT_LINT0: u8 = 0x35;
+    pub const LVT_LINT1: u8 = 0x36;
     pub const LVT_ERROR: u8 = 0x37;
     pub const INITIAL_COUNT: u8 = 0x38;
     pub const CURRENT_COUNT: u8 = 0x39;

@@ -4,6 +4,7 @@
 use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
 use crate::isa::{self, insn::Insn};
 use crate::mem::{Memory, Target, Traced, page};
+use crate::vcpu::cpuid::CpuModel;
 use std::collections::HashMap;
 
 /// What makes a block unique.
@@ -51,6 +52,7 @@ pub struct CacheStats {
 
 /// Decoded blocks, bounded.
 pub struct BlockCache {
+    model: CpuModel,
     blocks: Vec<Block>,
     free: Vec<u32>,
     /// Direct-mapped: hash of the key to block number.
@@ -68,15 +70,11 @@ const MAX_BLOCK: usize = 64;
 /// Decoded instructions kept at most (48 bytes each).
 const MAX_INSNS: usize = 4 << 20;
 
-impl Default for BlockCache {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl BlockCache {
-    pub fn new() -> Self {
+    /// An empty cache of blocks decoded for `model`.
+    pub fn new(model: CpuModel) -> Self {
         Self {
+            model,
             blocks: Vec::new(),
             free: Vec::new(),
             table: vec![EMPTY; 1 << TABLE_BITS].into_boxed_slice(),
@@ -123,7 +121,7 @@ impl BlockCache {
     pub fn build(&mut self, key: Key, mem: &mut Memory) -> Option<u32> {
         let (Target::Ram(off) | Target::Rom(off)) = mem.map.lookup(key.gpa) else { return None };
         let room = (PAGE_SIZE - key.gpa.offset()) as usize;
-        let (insns, len) = decode_block(&mem.ram.as_slice()[off..off + room], key);
+        let (insns, len) = decode_block(&mem.ram.as_slice()[off..off + room], key, self.model);
         if insns.is_empty() { None } else { Some(self.add(key, insns, len, None, mem)) }
     }
 
@@ -135,7 +133,7 @@ impl BlockCache {
         if !mem.read_phys(key.gpa, &mut bytes[..first]) || !mem.read_phys(second, &mut bytes[first..]) {
             return None;
         }
-        let d = isa::decode(&bytes, key.bits, key.rip)?;
+        let d = isa::decode(&bytes, key.bits, key.rip, self.model)?;
         let len = usize::from(d.insn.len);
         if d.insn.code == 0 || len <= first {
             return None;
@@ -214,7 +212,7 @@ impl BlockCache {
 }
 
 /// Decodes up to the first block-ending instruction, the end of `bytes`, or [`MAX_BLOCK`] instructions.
-fn decode_block(bytes: &[u8], key: Key) -> (Vec<Insn>, u32) {
+fn decode_block(bytes: &[u8], key: Key, model: CpuModel) -> (Vec<Insn>, u32) {
     let mut insns = Vec::with_capacity(8);
     let mut at = 0usize;
     while insns.len() < MAX_BLOCK {
@@ -223,7 +221,7 @@ fn decode_block(bytes: &[u8], key: Key) -> (Vec<Insn>, u32) {
         if key.bits != 64 && rip > u64::from(u32::MAX) - 15 {
             break;
         }
-        let Some(d) = isa::decode(&bytes[at..], key.bits, rip) else { break };
+        let Some(d) = isa::decode(&bytes[at..], key.bits, rip, model) else { break };
         // An undefined instruction depends on every byte the decoder may have looked at.
         let undefined = d.insn.code == 0;
         at += if undefined { (bytes.len() - at).min(15) } else { usize::from(d.insn.len) };

@@ -76,7 +76,7 @@ impl Ctx<'_> {
                 buf[n..n + take].fill(0xff);
             }
             n += take;
-            if let Some(d) = isa::decode(&buf[..n], self.cpu.mode.bits, rip) {
+            if let Some(d) = isa::decode(&buf[..n], self.cpu.mode.bits, rip, self.cpu.model) {
                 return Ok(d);
             }
         }

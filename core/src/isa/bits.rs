@@ -113,7 +113,6 @@ fn tzcnt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn popcnt<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::X86_64V2)?;
     let v = ctx.rm::<W>(i)?.u();
     ctx.set_reg(i, W::of(v.count_ones().into()));
     ctx.cpu.flags.replace(ARITH, u64::from(v == 0) << 6);
@@ -138,7 +137,6 @@ static CRC32C: [u32; 256] = {
 
 /// CRC32 of a source of width `W`, accumulated in the destination; its upper half is cleared in every form.
 fn crc32<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::X86_64V2)?;
     let v = ctx.rm::<W>(i)?.u();
     let mut crc = ctx.reg::<u32>(i);
     for b in v.to_le_bytes().into_iter().take(W::SIZE) {

@@ -9,7 +9,6 @@ use super::traits::{Width, rows};
 use super::{Row, row};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
-use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::flags::bit::{ARITH, CF};
 use crate::vcpu::gpr::RDX;
 use iced_x86::Code;
@@ -17,7 +16,7 @@ use iced_x86::Code;
 /// VEX encodings are undefined in real-address and virtual-8086 mode (SDM vol. 2, 2.9, exceptions type 13).
 #[inline(always)]
 fn vex_allowed(ctx: &Ctx<'_>) -> Exec {
-    if ctx.cpu.mode.protected { ctx.require(CpuModel::X86_64V2) } else { Err(Exception::ud()) }
+    if ctx.cpu.mode.protected { Ok(()) } else { Err(Exception::ud()) }
 }
 
 /// Reads the r/m operand of a VEX instruction.

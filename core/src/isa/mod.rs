@@ -1,6 +1,7 @@
 //! The instruction set: one row an instruction form, in family files named after the manual's groups.
 //! Owns the row table; decoding is iced-x86's, semantics are the rows' `exec`.
 
+mod gate;
 pub mod insn;
 pub mod operand;
 pub mod traits;
@@ -36,6 +37,7 @@ pub mod xsave;
 
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::vcpu::cpuid::CpuModel;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 use insn::{ExecFn, Insn};
 use std::sync::LazyLock;
@@ -167,7 +169,7 @@ pub struct Decoded {
 }
 
 /// Decodes the instruction at `rip` from `bytes`. `None`: more bytes are needed than `bytes` has (fetch the next page).
-pub fn decode(bytes: &[u8], bits: u8, rip: u64) -> Option<Decoded> {
+pub fn decode(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<Decoded> {
     let window = &bytes[..bytes.len().min(15)];
     let mut d = Decoder::with_ip(u32::from(bits), window, rip, DECODER_OPTIONS);
     let mut i = Instruction::default();
@@ -181,7 +183,7 @@ pub fn decode(bytes: &[u8], bits: u8, rip: u64) -> Option<Decoded> {
         }
         return Some(Decoded { insn: Insn::new(&i, bits, undefined), attrs: END });
     }
-    let (exec, attrs) = match lookup(i.code()) {
+    let (exec, attrs) = match lookup(i.code()).filter(|_| gate::has(model, i.code())) {
         Some(r) => (r.exec, r.attrs),
         None => (undefined as ExecFn, END),
     };

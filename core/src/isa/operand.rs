@@ -76,12 +76,6 @@ impl Ctx<'_> {
         self.cpu.model as u8 >= first as u8
     }
 
-    /// #UD on CPU models before `first`, which brought the instruction.
-    #[inline(always)]
-    pub fn require(&self, first: CpuModel) -> Exec {
-        if self.is_since(first) { Ok(()) } else { Err(Exception::ud()) }
-    }
-
     /// Reads the r/m operand.
     #[inline(always)]
     pub fn rm<W: Width>(&mut self, i: &Insn) -> Result<W, Exception> {

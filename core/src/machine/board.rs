@@ -155,7 +155,7 @@ impl Board {
     }
 
     /// Recomputes everything derived after a reset or a load.
-    fn rederive(&mut self) {
+    pub(super) fn rederive(&mut self) {
         self.a20_changed = true;
         self.pm_base = self.pci.pm_base();
         self.refresh_intr();

@@ -3,5 +3,6 @@
 mod aml;
 pub mod board;
 pub mod config;
+mod firmware;
 pub mod tables;
 pub mod vm;

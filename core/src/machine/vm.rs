@@ -3,7 +3,7 @@
 
 use super::board::Board;
 use super::config::MachineConfig;
-use super::tables;
+use super::{firmware, tables};
 use crate::addr::{Gpa, Gva};
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
@@ -101,7 +101,7 @@ impl Vm {
             current: 0,
             sys,
             hooks: Hooks::default(),
-            cache: BlockCache::new(),
+            cache: BlockCache::new(config.cpu),
             slice_end: config.slice,
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
@@ -123,6 +123,10 @@ impl Vm {
         self.current = 0;
         self.sys.board.reset();
         let rsdp = tables::install(&mut self.sys.mem, &self.config);
+        if self.images.bios.is_none() {
+            firmware::install_vectors(&mut self.sys.mem);
+            self.sys.board.program_as_firmware(self.sys.when().time);
+        }
         loader::load(&self.images, &self.config, &mut self.sys.mem, &mut self.vcpus[0], rsdp)?;
         self.drop_derived();
         Ok(())

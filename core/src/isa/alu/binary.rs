@@ -6,7 +6,6 @@ use crate::exception::Exec;
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
 use crate::isa::{Row, lockable, row};
-use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::flags::bit::{ARITH, CF, OF};
 use iced_x86::Code;
 
@@ -83,7 +82,6 @@ const OVERFLOW: u32 = 11;
 /// ADCX, ADOX: add with carry in and out of one flag, no other flag changed.
 fn add_with<const FLAG: u32, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     const { assert!(1 << CARRY == CF && 1 << OVERFLOW == OF) };
-    ctx.require(CpuModel::X86_64V2)?;
     let b = ctx.rm::<W>(i)?.u();
     let (r, f) = add::<W>(ctx.reg::<W>(i).u(), b, (ctx.cpu.flags.0 >> FLAG) & 1);
     ctx.set_reg(i, W::of(r));

@@ -6,7 +6,6 @@ use crate::isa::alu::arith::{add, sub};
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
 use crate::isa::{Row, lockable, row};
-use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::flags::bit::{ARITH, ZF};
 use crate::vcpu::gpr::{RAX, RBX, RCX, RDX};
 use iced_x86::Code;
@@ -62,7 +61,6 @@ fn cmpxchg<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn cmpxchg8b(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::Pentium)?;
     let low = |v: u64| v & 0xffff_ffff;
     let ea = ctx.ea(i);
     let dest: u64 = ctx.load_rmw(i.seg, ea)?;

@@ -6,7 +6,6 @@ use crate::isa::flagops::{cc::*, holds};
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
 use crate::isa::{Row, row};
-use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::gpr::{RAX, RBX, RDX};
 use iced_x86::Code;
 
@@ -34,7 +33,6 @@ fn movsx<S: Width, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 /// CMOVcc: the source is read whatever the condition, and a 32-bit destination is zero-extended always.
 fn cmov<const CC: u8, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::Pentium3)?;
     ctx.with_rm(i, |ctx, v: W| {
         let old = ctx.reg::<W>(i);
         ctx.set_reg(i, if holds::<CC>(ctx.cpu.flags) { v } else { old });
@@ -62,14 +60,12 @@ fn swap_bytes<W: Width>(v: W) -> W {
 }
 
 fn movbe_load<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::X86_64V2)?;
     let v = ctx.rm::<W>(i)?;
     ctx.set_reg(i, swap_bytes(v));
     Ok(())
 }
 
 fn movbe_store<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.require(CpuModel::X86_64V2)?;
     ctx.set_rm(i, swap_bytes(ctx.reg::<W>(i)))
 }
 

@@ -1,13 +1,13 @@
 //! Saving and restoring the whole board. Derived values are recomputed; lines are restored, not changed.
 
-use super::Board;
-use crate::state::{Reader, State, StateError, Writer};
+use super::{Board, BoardEvent};
+use crate::state::{Field, Reader, State, StateError, Writer};
 
 impl Board {
     /// Saves every device.
     pub fn save(&self, w: &mut Writer) {
         let Self {
-            events: _,
+            events,
             a20_changed: _,
             debug_exit: _,
             pic,
@@ -46,6 +46,7 @@ impl Board {
             t.save(w);
         }
         lines.save(w);
+        events.put(w);
     }
 
     /// Restores every device of a board of the same description; raises no edges. The caller applies
@@ -68,8 +69,36 @@ impl Board {
             t.load(r)?;
         }
         self.lines.load(r)?;
-        self.events.clear();
+        self.events = Vec::get(r)?;
         self.rederive();
         Ok(())
+    }
+}
+
+impl Field for BoardEvent {
+    fn put(&self, w: &mut Writer) {
+        let (kind, value) = match *self {
+            BoardEvent::Init(cpu) => (0u8, u32::from(cpu)),
+            BoardEvent::Sipi(cpu, vector) => (1, u32::from(cpu) | u32::from(vector) << 8),
+            BoardEvent::Nmi(cpu) => (2, u32::from(cpu)),
+            BoardEvent::Reset => (3, 0),
+            BoardEvent::PowerOff => (4, 0),
+            BoardEvent::DebugExit(value) => (5, value),
+        };
+        kind.put(w);
+        value.put(w);
+    }
+
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        let (kind, value) = (u8::get(r)?, u32::get(r)?);
+        Ok(match kind {
+            0 => BoardEvent::Init(value as u8),
+            1 => BoardEvent::Sipi(value as u8, (value >> 8) as u8),
+            2 => BoardEvent::Nmi(value as u8),
+            3 => BoardEvent::Reset,
+            4 => BoardEvent::PowerOff,
+            5 => BoardEvent::DebugExit(value),
+            _ => return Err(r.invalid()),
+        })
     }
 }
