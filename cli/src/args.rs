@@ -10,7 +10,7 @@ Exit codes:
   2          bad input: a flag, file, image or trace that cannot be used (one line on stderr says which and why)
   4          divergence: a replay or verification did not match its recording
   6          the guest triple-faulted or asked for a reset, and --no-reboot was given
-  8          every vCPU is halted with interrupts off: nothing can wake the guest
+  8          every vCPU is halted and nothing can wake it: interrupts are off, or no timer is armed and input has ended
   70         an internal bug of Retrovisor
   130        ended by Ctrl-C";
 

@@ -133,6 +133,16 @@ pub enum Quit {
     Signal(i32),
 }
 
+impl Quit {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Quit::Escape => 0,
+            Quit::Signal(n) => 128u8.saturating_add(u8::try_from(n).unwrap_or(0)),
+        }
+    }
+}
+
 // --- the console ---
 
 /// The console at work. Dropping it restores the terminal.

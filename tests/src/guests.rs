@@ -2,6 +2,7 @@
 //! and kept. Nothing on the machine outside `target/` is changed: apt runs with its own state directory, so packages
 //! of a foreign architecture need no system-wide set-up.
 
+use crate::lz4;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -102,9 +103,12 @@ pub fn vmlinux(kernel: Kernel) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decompresses the xz payload of a bzImage.
+/// Decompresses the xz or LZ4 payload of a bzImage.
 fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>> {
     let payload = retrovisor_core::loader::bzimage_payload(bzimage).map_err(missing("bzImage payload"))?;
+    if lz4::is_lz4(payload) {
+        return lz4::decode(payload).ok_or_else(|| Missing("bzImage payload: damaged LZ4 data".into()));
+    }
     let mut out = Vec::new();
     let mut reader = lzma_rust2::XzReader::new(payload, false);
     std::io::Read::read_to_end(&mut reader, &mut out).map_err(missing("bzImage payload"))?;
@@ -122,8 +126,7 @@ fn package(name: &str, arch: Arch, follow: impl Fn(&str) -> bool) -> Result<Path
         return Ok(dest);
     }
     let apt = Apt::ready()?;
-    let real = apt.resolve(name, arch, follow)?;
-    let deb = apt.download(&real)?;
+    let deb = apt.fetch(name, arch, follow)?;
     let tmp = dest.with_extension("partial");
     let _ = fs::remove_dir_all(&tmp);
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tmp))?;
@@ -162,14 +165,32 @@ impl Apt {
         .flat_map(|o| ["-o".to_owned(), o])
         .collect();
         let apt = Self { options, downloads: root.join("downloads") };
-        let fresh = root.join("updated");
-        if !fresh.exists() {
-            eprintln!("fetching Debian package lists into target/guests");
-            // Some index files may fail (a mirror being synced); what is missing shows when a package is looked up.
-            let _ = apt.command("apt-get").args(["-qq", "update"]).output();
-            fs::write(&fresh, b"").map_err(missing("target/guests"))?;
+        if !root.join("updated").exists() {
+            apt.update()?;
         }
         Ok(apt)
+    }
+
+    /// Fetches the package lists.
+    fn update(&self) -> Result<()> {
+        eprintln!("fetching Debian package lists into target/guests");
+        // Some index files may fail (a mirror being synced); what is missing shows when a package is looked up.
+        let _ = self.command("apt-get").args(["-qq", "update"]).output();
+        fs::write(dir().join("apt/updated"), b"").map_err(missing("target/guests"))
+    }
+
+    /// Resolves and downloads a package. Lists may be older than the mirror or half fetched: one more try with new ones.
+    fn fetch(&self, name: &str, arch: Arch, follow: impl Fn(&str) -> bool) -> Result<PathBuf> {
+        let attempt = || self.download(&self.resolve(name, arch, &follow)?);
+        attempt().or_else(|_| {
+            self.update()?;
+            attempt().map_err(|Missing(why)| {
+                Missing(format!(
+                    "Debian's {name}:{} cannot be fetched; is this machine online? {why}",
+                    arch.name()
+                ))
+            })
+        })
     }
 
     fn command(&self, tool: &str) -> Command {
@@ -179,7 +200,7 @@ impl Apt {
     }
 
     /// `name:arch`, or its first dependency that `follow` accepts.
-    fn resolve(&self, name: &str, arch: Arch, follow: impl Fn(&str) -> bool) -> Result<String> {
+    fn resolve(&self, name: &str, arch: Arch, follow: &impl Fn(&str) -> bool) -> Result<String> {
         let full = format!("{name}:{}", arch.name());
         let out = run(self.command("apt-cache").arg("depends").arg(&full))?;
         let dep = out

@@ -2,10 +2,19 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+pub mod asm;
+pub mod gdb;
+pub mod guests;
+pub mod initramfs;
 pub mod ins;
+pub mod lz4;
 pub mod native;
+pub mod program;
 pub mod random;
+pub mod script;
 pub mod small;
+pub mod symfile;
+pub mod ticker;
 
 /// What an instruction reads and writes besides memory: the part of a vCPU that user code sees.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -63,7 +72,3 @@ pub enum Fault {
     /// #GP, #SS, #PF and the rest.
     Memory,
 }
-
-pub mod asm;
-pub mod guests;
-pub mod initramfs;

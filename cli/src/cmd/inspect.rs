@@ -13,6 +13,7 @@ use retrovisor_debug::Options;
 use retrovisor_replay::{Replay, Trace, VerifyOptions};
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// `retrovisor replay`.
 ///
@@ -27,15 +28,25 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
     if a.debug.gdb.is_some() || a.debug.freeze {
         return replay_in_session(a, output);
     }
-    let mut console = None;
+    let (mut console, signalled) = (None, Arc::new(AtomicU8::new(0)));
     let mut started = |mailbox: &Arc<retrovisor_replay::Mailbox>| {
-        let mailbox = Arc::clone(mailbox);
-        console = Console::without_input(move |_| mailbox.interrupt()).ok();
+        let (mailbox, signalled) = (Arc::clone(mailbox), Arc::clone(&signalled));
+        console = Console::without_input(move |quit| {
+            signalled.store(quit.code(), Ordering::Release);
+            mailbox.interrupt();
+        })
+        .ok();
     };
     let mut out = std::io::stderr();
-    let verdict =
-        plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out)?;
-    Ok(code(verdict))
+    let done =
+        plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out);
+    match (done, signalled.load(Ordering::Acquire)) {
+        (Err(e), by @ 1..) => {
+            writeln!(out, "retrovisor: {e:#}")?;
+            Ok(by)
+        }
+        (done, _) => Ok(code(done?)),
+    }
 }
 
 fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> {
@@ -68,8 +79,10 @@ pub fn verify(a: &VerifyArgs) -> Result<u8> {
             let _ = write!(std::io::stderr(), "\r{}: {percent}% \r", path.display());
         }
     };
-    let verdict =
-        verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, &mut std::io::stdout())?;
+    // Nothing is half done when a signal comes: no file, no terminal to give back.
+    let _signals = Console::without_input(|quit| std::process::exit(quit.code().into()))?;
+    let (out, err) = (&mut std::io::stdout(), &mut std::io::stderr());
+    let verdict = verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, out, err)?;
     Ok(code(verdict))
 }
 

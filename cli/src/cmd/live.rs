@@ -8,7 +8,7 @@ use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_debug::gdb::{GdbAddress, GdbServer};
 use retrovisor_debug::{Exit, Options, Session};
-use retrovisor_replay::Mailbox;
+use retrovisor_replay::{InputSource, Mailbox};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -37,10 +37,12 @@ pub fn bind(gdb: Option<&str>) -> Result<Option<GdbServer>> {
 
 /// Runs `vm` in a session until it ends.
 pub fn session(vm: Vm, mailbox: &Arc<Mailbox>, server: Option<GdbServer>, around: &Around) -> Result<Ended> {
+    // The guest may wait for input before the console is up.
+    let source = around.console.then(|| mailbox.source());
     let interrupt = Arc::clone(mailbox);
     let session = Session::spawn(vm, move || interrupt.interrupt(), around.options)?;
     let quit = Arc::new(AtomicU8::new(NO_QUIT));
-    let _console = console(&session, mailbox, around, &quit)?;
+    let _console = console(&session, source, &quit)?;
     let server = match server {
         Some(s) => Some(s.serve(session.handle(), |line| eprintln!("retrovisor: {line}"))?),
         None => None,
@@ -63,27 +65,17 @@ pub fn session(vm: Vm, mailbox: &Arc<Mailbox>, server: Option<GdbServer>, around
 /// No key or signal ended the run.
 const NO_QUIT: u8 = u8::MAX;
 
-fn console(
-    session: &Session,
-    mailbox: &Arc<Mailbox>,
-    around: &Around,
-    quit: &Arc<AtomicU8>,
-) -> Result<Console> {
+/// `source`: where standard input goes, if it is the guest's console.
+fn console(session: &Session, source: Option<InputSource>, quit: &Arc<AtomicU8>) -> Result<Console> {
     let (handle, code) = (session.handle(), Arc::clone(quit));
     let on_quit = move |q: Quit| {
-        let value = match q {
-            Quit::Escape => 0,
-            Quit::Signal(n) => 128u8.saturating_add(u8::try_from(n).unwrap_or(0)),
-        };
-        code.store(value, Ordering::Release);
+        code.store(q.code(), Ordering::Release);
         // A session that is gone has ended already.
         let _ = handle.kill();
     };
-    if around.console {
-        let source = mailbox.source();
-        Console::start(move |e: InputEvent| source.push(e), on_quit).context("standard input")
-    } else {
-        Console::without_input(on_quit).context("signals")
+    match source {
+        Some(s) => Console::start(move |e: InputEvent| s.push(e), on_quit).context("standard input"),
+        None => Console::without_input(on_quit).context("signals"),
     }
 }
 

@@ -11,6 +11,24 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Instructions between two looks at the mailbox: a replay polls only where its trace has something.
+const LOOK_EVERY: u64 = 1 << 22;
+
+/// Runs to `to`, the trace's end, or an interrupt.
+fn run(replay: &mut Replay, to: Option<Icount>) -> VmExit {
+    loop {
+        let next = replay.vm.when().icount + LOOK_EVERY;
+        let target = to.map_or(next, |to| to.min(next));
+        match replay.vm.run(Some(target)) {
+            VmExit::Reached if Some(target) != to => {}
+            exit => return exit,
+        }
+        if replay.mailbox.take_interrupt() {
+            return VmExit::Interrupted;
+        }
+    }
+}
+
 /// `replay`: runs the trace, showing its output on `output`; a line on how it ended goes to `out`. `started` is given
 /// the mailbox by which another thread (Ctrl-C) can interrupt the replay.
 ///
@@ -27,7 +45,7 @@ pub fn replay(
     let trace = Trace::open(path)?;
     let mut replay = Replay::new(&trace, options, output)?;
     started(&replay.mailbox);
-    let exit = replay.vm.run(to);
+    let exit = run(&mut replay, to);
     match replay.conclude(exit) {
         None => {
             let (at, hash) = (replay.vm.when(), replay.vm.state_hash());

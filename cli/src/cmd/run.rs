@@ -4,6 +4,7 @@ use super::live::{self, Around, Ended};
 use crate::args::RunArgs;
 use crate::config;
 use crate::console::{Serial, SerialSink};
+use crate::exit;
 use anyhow::{Context, Result, anyhow};
 use retrovisor_core::input::{InputPort, NoInput};
 use retrovisor_core::loader::LoadError;
@@ -64,7 +65,14 @@ fn name_file(e: LoadError, a: &RunArgs) -> anyhow::Error {
 
 /// Completes the recording and says how the run ended.
 fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Result<u8> {
-    let (code, line) = live::exit_code(ended);
+    let (code, line) = match ended.exit {
+        // A live run has no trace to end: no timer is armed, and standard input, which could wake the guest, is closed.
+        Exit::TraceEnded if ended.quit.is_none() => (
+            exit::DEAD,
+            Some("the guest waits for ever: no timer is armed and its input has ended".to_owned()),
+        ),
+        _ => live::exit_code(ended),
+    };
     if let Some(vm) = &mut ended.vm {
         if let Some(r) = recording {
             r.finish_vm(vm, reason(ended.exit))?;

@@ -33,16 +33,18 @@ impl Verdict {
     }
 }
 
-/// `verify`: one line a trace, in the order given, by up to `jobs` threads. `progress` is called from any of them.
+/// `verify`: one line a trace, in the order given, by up to `jobs` threads; what is exact on `out`, the rest on `err`.
+/// `progress` is called from any thread.
 ///
 /// # Errors
-/// If `out` cannot be written.
+/// If `out` or `err` cannot be written.
 pub fn verify(
     paths: &[PathBuf],
     options: VerifyOptions,
     jobs: usize,
     progress: &(dyn Fn(&Path, Progress) + Sync),
     out: &mut dyn Write,
+    err: &mut dyn Write,
 ) -> Result<Verdict> {
     let next = AtomicUsize::new(0);
     let (sender, results) = mpsc::channel();
@@ -58,7 +60,7 @@ pub fn verify(
             });
         }
         drop(sender);
-        print_in_order(&results, out)
+        print_in_order(&results, out, err)
     })
 }
 
@@ -81,14 +83,16 @@ fn one(
 fn print_in_order(
     results: &mpsc::Receiver<(usize, (String, Verdict))>,
     out: &mut dyn Write,
+    err: &mut dyn Write,
 ) -> Result<Verdict> {
     let mut waiting = std::collections::BTreeMap::new();
     let (mut next, mut worst) = (0, Verdict::Exact);
     for (n, result) in results {
         waiting.insert(n, result);
         while let Some((line, verdict)) = waiting.remove(&next) {
-            writeln!(out, "{line}")?;
-            out.flush()?;
+            let to: &mut dyn Write = if verdict == Verdict::Exact { out } else { err };
+            writeln!(to, "{line}")?;
+            to.flush()?;
             worst = worst.max(verdict);
             next += 1;
         }
@@ -104,10 +108,11 @@ mod tests {
     #[test]
     fn test_unusable_traces_get_a_line_each_in_order() {
         let paths: Vec<_> = (0..5).map(|n| PathBuf::from(format!("/nonexistent/{n}.rvt"))).collect();
-        let mut out = Vec::new();
-        let verdict = verify(&paths, VerifyOptions::default(), 3, &|_, _| (), &mut out).unwrap();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let verdict = verify(&paths, VerifyOptions::default(), 3, &|_, _| (), &mut out, &mut err).unwrap();
         assert_eq!(verdict, Verdict::Unusable);
-        let text = String::from_utf8(out).unwrap();
+        assert!(out.is_empty());
+        let text = String::from_utf8(err).unwrap();
         for (n, line) in text.lines().enumerate() {
             assert!(line.starts_with(&format!("/nonexistent/{n}.rvt: ")), "{line}");
         }

@@ -29,6 +29,14 @@ enum Next {
     Exit(VmExit),
 }
 
+/// Instructions of the time slice that begins at `icount`: `mean` give or take half of it. Slices of one length could
+/// fall into step with a loop of the guest: a vCPU idling in a loop that takes a lock would lose its turn with the
+/// lock held each time, and another that wants the lock would never see it free.
+fn slice_length(icount: u64, mean: u64) -> u64 {
+    let spread = icount.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (mean / 2 + spread % mean.max(1)).max(1)
+}
+
 impl Vm {
     /// Runs until icount `until` (exactly, standing there before anything else happens) or another exit.
     pub fn run(&mut self, until: Option<Icount>) -> VmExit {
@@ -201,7 +209,7 @@ impl Vm {
             let c = (self.current + k) % n;
             if self.runnable(c) {
                 self.current = c;
-                self.slice_end = self.sys.icount + self.config.slice;
+                self.slice_end = self.sys.icount + slice_length(self.sys.icount, self.config.slice);
                 Ctx { cpu: &mut self.vcpus[c], sys: &mut self.sys }.mmu_switch();
                 return true;
             }
@@ -231,7 +239,11 @@ impl Vm {
                 self.sys.clock.advance_to(icount, t);
                 self.next_poll = icount;
             }
-            Idle::Interrupted => return Next::Exit(VmExit::Interrupted),
+            Idle::Interrupted => {
+                // The next run polls at once, which takes the request; it would interrupt every wait otherwise.
+                self.next_poll = icount;
+                return Next::Exit(VmExit::Interrupted);
+            }
             Idle::End => return Next::Exit(VmExit::InputEnded),
         }
         self.expire_timers();
@@ -351,5 +363,31 @@ impl Vm {
     /// Whether guest time follows icount.
     pub fn is_virtual_clock(&self) -> bool {
         self.sys.clock.kind == ClockKind::Virtual
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slice_length;
+
+    #[test]
+    fn test_slices_vary_about_their_mean_and_never_fall_into_step() {
+        let (mut at, mut phases) = (0, std::collections::BTreeSet::new());
+        let n = 10_000;
+        for _ in 0..n {
+            let len = slice_length(at, 10_000);
+            assert!((5000..15_000).contains(&len), "{len}");
+            at += len;
+            // A loop of 500 instructions: slices of one length would always end at the same place of it.
+            phases.insert(at % 500);
+        }
+        assert_eq!(phases.len(), 500);
+        assert!((9_800..10_200).contains(&(at / n)), "mean {}", at / n);
+    }
+
+    #[test]
+    fn test_the_shortest_slice_is_one_instruction() {
+        assert!((0..100).all(|at| (1..=2).contains(&slice_length(at, 1))));
+        assert_eq!(slice_length(7, 0), 1);
     }
 }

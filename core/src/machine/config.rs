@@ -25,7 +25,7 @@ pub struct MachineConfig {
     pub testdev: bool,
     /// Instructions between two state hashes.
     pub hash_interval: u64,
-    /// SMP: instructions in one vCPU's time slice.
+    /// SMP: instructions in one vCPU's time slice, on average.
     pub slice: u64,
 }
 
@@ -44,7 +44,7 @@ impl Default for MachineConfig {
             debug_exit: None,
             testdev: false,
             hash_interval: 1 << 24,
-            slice: 50_000,
+            slice: 10_000,
         }
     }
 }
