@@ -118,7 +118,7 @@ fn by_name(kernel: Kernel, pc: &str, extra: impl Fn(&mut Gdb)) {
     assert_eq!(register(gdb, pc), address(&symbols, "start_kernel"));
     in_order(&gdb.ask("bt 3"), &["#0  ", "start_kernel ()"]);
     extra(gdb);
-    assert_eq!(gdb.ask("x/20i $pc").lines().filter(|l| l.contains("<start_kernel")).count(), 20);
+    assert_eq!(gdb.ask("x/20i $pc").lines().filter(|l| l.contains(":\t")).count(), 20);
     let before = register(gdb, pc);
     for _ in 0..3 {
         gdb.ask("stepi");
