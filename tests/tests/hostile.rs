@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use retrovisor_core::Icount;
-use retrovisor_core::input::NoInput;
+use retrovisor_core::addr::GuestTime;
+use retrovisor_core::input::{Idle, InputPort, NoInput, Poll, Query, When};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
@@ -23,6 +24,27 @@ const TABLES: u64 = 0x10_0000;
 
 /// Instructions or deliveries each guest may use.
 const BUDGET: u64 = 4_000;
+/// Guest time each guest may wait. One that halts while a timer ticks whose interrupt is masked waits for ever, which
+/// takes no instructions.
+const PATIENCE: GuestTime = GuestTime(1_000_000_000);
+
+/// No inputs, and an end to waiting.
+struct Impatient(NoInput);
+
+impl InputPort for Impatient {
+    fn poll(&mut self, now: When) -> Poll {
+        self.0.poll(now)
+    }
+    fn next_poll(&self) -> Option<Icount> {
+        self.0.next_poll()
+    }
+    fn answer(&mut self, now: When, query: Query) -> u64 {
+        self.0.answer(now, query)
+    }
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
+        if now.time > PATIENCE { Idle::End } else { self.0.idle(now, deadline) }
+    }
+}
 
 /// Cases in a normal run; `RETROVISOR_HOSTILE_CASES` asks for more.
 fn cases() -> u64 {
@@ -127,7 +149,7 @@ fn run(seed: u64) -> (VmExit, Icount, retrovisor_core::hash::StateHash) {
         testdev: true,
         ..MachineConfig::default()
     };
-    let mut vm = Vm::new(config, images, Box::new(NoInput), Box::new(NullSink)).unwrap();
+    let mut vm = Vm::new(config, images, Box::new(Impatient(NoInput)), Box::new(NullSink)).unwrap();
     vm.hooks.stop_triple_fault = true;
     fill(&mut vm, &mut r);
     enter(&mut vm, &mut r);

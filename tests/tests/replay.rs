@@ -182,7 +182,11 @@ fn test_another_machine_diverges() {
 
 #[test]
 fn test_interrupt_of_an_idle_wait_is_taken_once() {
+    use iced_x86::code_asm::{al, eax};
     let kernel = retrovisor_tests::asm::multiboot(|a| {
+        // The timer firmware left running stops: mode 0, and no count.
+        a.mov(eax, 0x30).unwrap();
+        a.out(0x43, al).unwrap();
         a.sti().unwrap();
         a.hlt().unwrap();
     });
@@ -191,7 +195,7 @@ fn test_interrupt_of_an_idle_wait_is_taken_once() {
     let live = Live::new(Arc::clone(&mailbox), ClockKind::Virtual, IdlePolicy::RealTime);
     let mut vm = Vm::new(config(ClockKind::Virtual), images, Box::new(live), Box::new(NullSink)).unwrap();
     // Into the wait, with no look at the port before it ends.
-    assert_eq!(vm.run(Some(Icount(2))), VmExit::Reached);
+    assert_eq!(vm.run(Some(Icount(4))), VmExit::Reached);
     mailbox.interrupt();
     // Out of the wait, then by the look at the port that follows.
     assert_eq!([vm.run(None), vm.run(None)], [VmExit::Interrupted; 2]);
