@@ -14,6 +14,13 @@ Exit codes:
   70         an internal bug of Retrovisor
   130        ended by Ctrl-C";
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  retrovisor run -k vmlinuz --initrd initramfs.cpio -a 'console=ttyS0' --record session.rvt
+  retrovisor run -k vmlinuz -a 'console=ttyS0 nokaslr' --gdb --freeze
+  retrovisor run -k kernel.elf --isa-debug-exit --no-reboot --serial file:out.txt
+On the console, Ctrl-A x ends the run and Ctrl-A h lists the other keys.";
+
 /// A virtual machine monitor for people who write and debug x86 kernels, hypervisors and boot loaders.
 ///
 /// Runs unmodified guests without KVM, records every nondeterministic input, replays runs exactly, and serves gdb.
@@ -104,11 +111,8 @@ pub struct DebugArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
-    #[command(flatten)]
-    pub machine: MachineArgs,
-    #[command(flatten)]
-    pub debug: DebugArgs,
     /// Keeps the run's history in this file, to replay later
     #[arg(long, value_name = "FILE.rvt")]
     pub record: Option<PathBuf>,
@@ -121,6 +125,10 @@ pub struct RunArgs {
     /// Prints the final icount and state hash on stderr when the run ends
     #[arg(long)]
     pub hash: bool,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub debug: DebugArgs,
 }
 
 #[derive(Args, Debug)]
@@ -128,8 +136,7 @@ pub struct ReplayArgs {
     /// The trace
     #[arg(value_name = "FILE.rvt")]
     pub trace: PathBuf,
-    #[command(flatten)]
-    pub debug: DebugArgs,
+    /// Engine that executes the guest
     #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
     pub engine: EngineArg,
     /// Stops before the instruction with this icount
@@ -138,6 +145,8 @@ pub struct ReplayArgs {
     /// Shows what the guest wrote to its serial port
     #[arg(long)]
     pub show: bool,
+    #[command(flatten)]
+    pub debug: DebugArgs,
 }
 
 #[derive(Args, Debug)]
@@ -145,6 +154,7 @@ pub struct VerifyArgs {
     /// Traces to verify
     #[arg(value_name = "FILE.rvt", required = true)]
     pub traces: Vec<PathBuf>,
+    /// Engine that executes the guest
     #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
     pub engine: EngineArg,
     /// Traces verified at the same time
