@@ -159,15 +159,14 @@ impl<T: Field, const N: usize> Field for [T; N] {
     }
 }
 
-macro_rules! seq_field {
-    ($($t:ident),*) => {$(
-        impl<T: Field> Field for std::collections::$t<T> {
-            fn put(&self, w: &mut Writer) { put_seq(self.len(), self.iter(), w) }
-            fn get(r: &mut Reader<'_>) -> Result<Self, StateError> { get_seq(r) }
-        }
-    )*};
+impl<T: Field> Field for std::collections::VecDeque<T> {
+    fn put(&self, w: &mut Writer) {
+        put_seq(self.len(), self.iter(), w)
+    }
+    fn get(r: &mut Reader<'_>) -> Result<Self, StateError> {
+        get_seq(r)
+    }
 }
-seq_field!(VecDeque);
 
 impl<T: Field> Field for Vec<T> {
     fn put(&self, w: &mut Writer) {

@@ -19,7 +19,6 @@ use retrovisor_replay::{ExitReason, IdlePolicy, Live, Mailbox, Recording};
 /// Bad flags, files that cannot be used, images that cannot be booted: one line each.
 pub fn run(a: &RunArgs) -> Result<u8> {
     let machine = config::machine(&a.machine)?;
-    retrovisor_core::jit::host_support(machine.cpu).map_err(|e| anyhow!(e))?;
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
@@ -30,12 +29,12 @@ pub fn run(a: &RunArgs) -> Result<u8> {
         };
     let mailbox = Mailbox::new();
     let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
-    // Images that do not boot are refused before a trace file is created.
-    Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))
-        .map_err(|e| name_file(e, a))?;
     let recording = match &a.record {
         None => None,
         Some(path) => {
+            // Images that do not boot are refused before a trace file is created.
+            Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))
+                .map_err(|e| name_file(e, a))?;
             let on_error = |e: &retrovisor_replay::RecordError| eprintln!("retrovisor: {e}");
             Some(Recording::create(path, &machine, &images, Box::new(on_error))?)
         }
@@ -44,7 +43,7 @@ pub fn run(a: &RunArgs) -> Result<u8> {
         None => (Box::new(port), sink),
         Some(r) => (Box::new(r.port(port)), Box::new(r.output(sink))),
     };
-    let vm = Vm::new(machine, images, input, output)?;
+    let vm = Vm::new(machine, images, input, output).map_err(|e| name_file(e, a))?;
     let around = Around {
         options: Options { freeze: a.debug.freeze, read_only: false },
         console: serial == Serial::Stdio,

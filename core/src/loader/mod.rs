@@ -55,6 +55,9 @@ pub enum LoadError {
     Invalid { what: &'static str, why: String },
     #[error("{what} needs {need} bytes of memory, the machine has {have}: give a larger --memory")]
     TooLarge { what: &'static str, need: u64, have: u64 },
+    /// The host cannot execute what the CPU model shows; see [`crate::jit::host_support`].
+    #[error("{0}")]
+    HostCpu(String),
     #[error("cannot allocate guest memory: {0}")]
     Host(String),
 }

@@ -79,6 +79,7 @@ impl Vm {
         mut input: Box<dyn InputPort>,
         output: Box<dyn OutputSink>,
     ) -> Result<Self, LoadError> {
+        crate::jit::host_support(config.cpu).map_err(LoadError::HostCpu)?;
         if config.clock == ClockKind::Host {
             config.wall_time = input.answer(When::default(), Query::BootWallTime);
         }
