@@ -6,6 +6,9 @@
 
 pub mod filter;
 pub mod hooks;
+mod options;
+
+pub use options::{Engine, JitOptions};
 
 use crate::addr::{GuestTime, Icount};
 use crate::clock::ClockKind;
@@ -56,6 +59,12 @@ impl Vm {
                 }
             }
         }
+    }
+
+    /// Runs until the next place where the engine looks around: the end of a block, a delivery, a stretch of idle time.
+    /// What that is depends on the engine and its options; the icount reached says how far it came.
+    pub fn run_block(&mut self) -> VmExit {
+        self.run(Some(Icount(self.sys.icount + 1)))
     }
 
     /// Executes one instruction, REP iteration or delivery of the current vCPU.

@@ -9,6 +9,7 @@ use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
 use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
+use crate::engine::{Engine, JitOptions};
 use crate::exception::Exception;
 use crate::hash::{MemoryHash, StateHash};
 use crate::input::{InputEvent, InputPort, Query, When};
@@ -59,6 +60,10 @@ pub struct Vm {
     pub sys: System,
     pub hooks: Hooks,
     pub cache: BlockCache,
+    /// What executes the guest; may be changed between two runs.
+    pub engine: Engine,
+    /// The translator's switches; may be changed before the first run.
+    pub jit_options: JitOptions,
     /// SMP: icount at which the current vCPU's time slice ends.
     pub(crate) slice_end: u64,
     /// icount of the next state hash.
@@ -103,6 +108,8 @@ impl Vm {
             sys,
             hooks: Hooks::default(),
             cache: BlockCache::new(config.cpu),
+            engine: Engine::default(),
+            jit_options: JitOptions::default(),
             slice_end: config.slice,
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
