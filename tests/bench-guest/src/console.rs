@@ -15,6 +15,11 @@ pub enum Console {
 }
 
 impl Console {
+    /// Is this a process of the host, whose clock is the one that counts?
+    pub fn is_on_host(&self) -> bool {
+        matches!(self, Console::Stdout)
+    }
+
     /// Sends one line; it has left when this returns.
     pub fn line(&self, text: &str) {
         match self {

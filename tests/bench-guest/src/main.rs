@@ -1,8 +1,9 @@
 //! The guest benchmark of `cargo xtask bench`: one static program that runs as the init of a Linux kernel and, the very
 //! same file, as a normal process of the host.
 //!
-//! It measures nothing itself, because a guest's clock need not follow the host's. Before and after each program it
-//! prints a line (`start NAME`, `end NAME CHECKSUM`), and whoever started it takes the time as the lines come in.
+//! As init it measures nothing itself, because a guest's clock need not follow the host's. Before and after each program
+//! it prints a line (`start NAME`, `end NAME CHECKSUM`), and whoever started the machine takes the time as the lines come
+//! in. A process of the host appends the nanoseconds it took, which no reader's delay blurs.
 //! The checksum is a function of program and scale alone, so it also tells whether the machine computed correctly.
 //!
 //! Arguments: `list`, or `scale=PERCENT reps=N run=NAME,NAME,...`.

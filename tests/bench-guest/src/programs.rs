@@ -3,6 +3,7 @@
 
 use crate::console::Console;
 use crate::{control, float, grow, integer, memory, os, simd, smc, x87};
+use std::time::Instant;
 
 /// A program: does `n` units of its work and returns a checksum of the results.
 pub struct Program {
@@ -77,8 +78,10 @@ impl Context<'_> {
     /// Runs `body` between the two lines that are timed.
     pub fn timed(&self, name: &str, body: impl FnOnce() -> u64) {
         self.console.line(&format!("start {name}"));
+        let since = self.console.is_on_host().then(Instant::now);
         let checksum = body();
-        self.console.line(&format!("end {name} {checksum:x}"));
+        let own = since.map_or(String::new(), |t| format!(" {}", t.elapsed().as_nanos()));
+        self.console.line(&format!("end {name} {checksum:x}{own}"));
     }
 
     /// `units` of scale 100 at this run's scale; at least one.
