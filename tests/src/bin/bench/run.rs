@@ -32,6 +32,7 @@ pub struct Run {
 impl Run {
     /// Takes in a line that came `at` seconds after the start.
     fn line(&mut self, at: f64, line: &str) {
+        let line = line.trim_end();
         let mut words = line.split_whitespace();
         match (words.next(), words.next(), words.next()) {
             (Some("ready"), None, None) => self.ready = Some(at),

@@ -52,7 +52,9 @@ impl Suite {
     fn native(&mut self, scale: u64, files: &Files, o: &Options) -> Result<(), String> {
         if !self.native.contains_key(&scale) {
             eprintln!("bench: native, scale {scale}");
-            let (run, done) = run::run(&mut files.native(&self.arguments(scale, o.reps)), o.timeout);
+            // Cheap, and everything is divided by it.
+            let reps = o.reps.max(5);
+            let (run, done) = run::run(&mut files.native(&self.arguments(scale, reps)), o.timeout);
             done.map_err(|e| format!("native: {e}"))?;
             self.native.insert(scale, run);
         }
