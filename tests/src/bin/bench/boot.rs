@@ -27,6 +27,7 @@ pub fn boot(o: &Options) -> Result<bool, String> {
         let b = files.boot_with(kernel, &initramfs::with_init(&image, INIT), o)?;
         let mut cells = Vec::new();
         for peer in &peers {
+            eprintln!("bench: {kernel:?} under {}", peer.name());
             let mut seconds = Vec::new();
             for _ in 0..o.reps {
                 let (run, done) = run::run(&mut peer.command(&b, o), o.timeout);
