@@ -6,7 +6,7 @@
 //! in. A process of the host appends the nanoseconds it took, which no reader's delay blurs.
 //! The checksum is a function of program and scale alone, so it also tells whether the machine computed correctly.
 //!
-//! Arguments: `list`, or `scale=PERCENT reps=N run=NAME,NAME,...`.
+//! Arguments: `list`, or `scale=PERCENT reps=N run=NAME,NAME,... [clock=cpu]`.
 #![allow(
     unsafe_code,
     reason = "guest code, no part of the product: system calls, inline assembly and code written at run time are what it measures"
@@ -71,7 +71,7 @@ fn main() {
         Console::Port
     } else {
         sys::pin_to_one_cpu();
-        Console::Stdout
+        if std::env::args().any(|a| a == "clock=cpu") { Console::StdoutCpu } else { Console::Stdout }
     };
     match options(args) {
         Ok(o) => run(&o, &console),

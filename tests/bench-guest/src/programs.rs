@@ -3,7 +3,6 @@
 
 use crate::console::Console;
 use crate::{control, float, grow, integer, memory, os, simd, smc, x87};
-use std::time::Instant;
 
 /// A program: does `n` units of its work and returns a checksum of the results.
 pub struct Program {
@@ -78,9 +77,8 @@ impl Context<'_> {
     /// Runs `body` between the two lines that are timed.
     pub fn timed(&self, name: &str, body: impl FnOnce() -> u64) {
         self.console.line(&format!("start {name}"));
-        let since = self.console.is_on_host().then(Instant::now);
-        let checksum = body();
-        let own = since.map_or(String::new(), |t| format!(" {}", t.elapsed().as_nanos()));
+        let (checksum, nanos) = self.console.clocked(body);
+        let own = nanos.map_or(String::new(), |n| format!(" {n}"));
         self.console.line(&format!("end {name} {checksum:x}{own}"));
     }
 

@@ -30,7 +30,7 @@ pub fn boot(o: &Options) -> Result<bool, String> {
             eprintln!("bench: {kernel:?} under {}", peer.name());
             let mut seconds = Vec::new();
             for _ in 0..o.reps {
-                let (run, done) = run::run(&mut peer.command(&b, o), o.timeout);
+                let (run, done) = run::run(&mut peer.command(&b, o), o);
                 good &= crate::suite::report(*peer, &run, done);
                 seconds.extend(run.ready);
             }

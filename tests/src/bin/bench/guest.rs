@@ -46,10 +46,13 @@ impl Files {
         boot(self.dir.path(), kernel, initrd, format!("{CMDLINE} {}", o.append), "256M")
     }
 
-    /// The benchmark as a process of the host.
-    pub fn native(&self, arguments: &str) -> Command {
+    /// The benchmark as a process of the host, measuring its CPU time or wall time.
+    pub fn native(&self, arguments: &str, cpu_time: bool) -> Command {
         let mut c = Command::new(&self.program);
         c.args(arguments.split(' '));
+        if cpu_time {
+            c.arg("clock=cpu");
+        }
         c
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod boot;
+mod clock;
 mod grow;
 mod guest;
 mod mips;

@@ -20,6 +20,7 @@ cargo xtask bench [suite] [boot] [grow] [mips] [OPTIONS]    (nothing named: suit
   --reps N           repetitions; medians are shown                                   [default: 3]
   --jit-opt OPTION   handed to retrovisor as it is; may be given several times
   --retrovisor FILE  measure this binary                              [default: target/release/retrovisor]
+  --cpu-time         CPU time instead of wall time: for a machine that has other things to do
   --append STRING    more for the guest kernel's command line
   --timeout SECONDS  of one run under one peer                                        [default: 1800]
 ";
@@ -46,6 +47,7 @@ pub struct Options {
     pub jit_opts: Vec<String>,
     pub retrovisor: PathBuf,
     pub append: String,
+    pub cpu_time: bool,
     pub timeout: Duration,
 }
 
@@ -63,6 +65,7 @@ impl Options {
             jit_opts: Vec::new(),
             retrovisor: Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/retrovisor"),
             append: String::new(),
+            cpu_time: false,
             timeout: Duration::from_secs(1800),
         };
         while let Some(arg) = args.next() {
@@ -84,6 +87,7 @@ impl Options {
                 "--reps" => o.reps = number(&value()?)? as usize,
                 "--jit-opt" => o.jit_opts.push(value()?),
                 "--retrovisor" => o.retrovisor = value()?.into(),
+                "--cpu-time" => o.cpu_time = true,
                 "--append" => o.append = value()?,
                 "--timeout" => o.timeout = Duration::from_secs(number(&value()?)?),
                 _ => return Err(format!("`{arg}` is no argument")),

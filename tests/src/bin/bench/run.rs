@@ -1,6 +1,8 @@
 //! One run of the guest benchmark, or of a boot: starts a process, takes the time of each line it prints, and collects
 //! what the lines say.
 
+use crate::clock::Clock;
+use crate::options::Options;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -76,9 +78,13 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Runs `command` to its end, at most for `timeout`. What it measured comes back even if it failed; the string says
+/// Runs `command` to its end, at most for the timeout. What it measured comes back even if it failed; the string says
 /// why it did.
-pub fn run(command: &mut Command, timeout: Duration) -> (Run, Result<(), String>) {
+pub fn run(command: &mut Command, o: &Options) -> (Run, Result<(), String>) {
+    run_for(command, o.timeout, o.cpu_time)
+}
+
+fn run_for(command: &mut Command, timeout: Duration, cpu_time: bool) -> (Run, Result<(), String>) {
     let mut run = Run::default();
     let start = Instant::now();
     // Standard input stays open and silent: a guest whose console is closed would not wait for anything.
@@ -88,7 +94,8 @@ pub fn run(command: &mut Command, timeout: Duration) -> (Run, Result<(), String>
         Err(e) => return (run, Err(format!("{}: {e}", command.get_program().to_string_lossy()))),
     };
     let errors = child.stderr.take().map(drain);
-    let lines = timed_lines(&mut child, start);
+    let clock = Clock::of(child.id(), start, cpu_time);
+    let lines = timed_lines(&mut child, clock);
     let ended = follow(&mut run, &lines, start + timeout);
     if ended.is_err() {
         // It may have ended by itself meanwhile.
@@ -117,14 +124,14 @@ fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
 }
 
 /// The lines of a child's standard output with the seconds at which they came.
-fn timed_lines(child: &mut Child, start: Instant) -> Receiver<(f64, String)> {
+fn timed_lines(child: &mut Child, clock: Clock) -> Receiver<(f64, String)> {
     let (sender, lines) = channel();
     if let Some(out) = child.stdout.take() {
         std::thread::spawn(move || {
             let mut out = BufReader::new(out);
             let mut line = Vec::new();
             while out.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                let at = start.elapsed().as_secs_f64();
+                let at = clock.seconds();
                 if sender.send((at, String::from_utf8_lossy(&line).into_owned())).is_err() {
                     return;
                 }
@@ -178,10 +185,9 @@ mod tests {
 
     #[test]
     fn a_command_that_fails_says_why() {
-        let (run, done) = run(
-            Command::new("sh").args(["-c", "echo ready; echo start x; echo oops; exit 3"]),
-            Duration::from_secs(60),
-        );
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo ready; echo start x; echo oops; exit 3"]);
+        let (run, done) = run_for(&mut command, Duration::from_secs(60), false);
         assert!(run.ready.is_some() && !run.complete);
         assert_eq!(done.unwrap_err(), "exit status: 3 in `x`\n    oops");
     }

@@ -18,6 +18,7 @@ struct Suite {
     /// In the order of the columns, with the scale.
     peers: Vec<(Peer, u64, Run)>,
     scale: u64,
+    unit: &'static str,
 }
 
 /// Measures and prints. False if a run failed or a checksum is wrong.
@@ -29,7 +30,13 @@ pub fn suite(o: &Options) -> Result<bool, String> {
         return Ok(true);
     }
     let programs = select(all, &o.only)?;
-    let mut s = Suite { programs, native: BTreeMap::new(), peers: Vec::new(), scale: o.scale };
+    let mut s = Suite {
+        programs,
+        native: BTreeMap::new(),
+        peers: Vec::new(),
+        scale: o.scale,
+        unit: if o.cpu_time { ", CPU time" } else { "" },
+    };
     let mut good = s.measure(&files, o)?;
     s.print(o.reps);
     good &= s.checksums_agree();
@@ -54,7 +61,7 @@ impl Suite {
             eprintln!("bench: native, scale {scale}");
             // Cheap, and everything is divided by it.
             let reps = o.reps.max(5);
-            let (run, done) = run::run(&mut files.native(&self.arguments(scale, reps)), o.timeout);
+            let (run, done) = run::run(&mut files.native(&self.arguments(scale, reps), o.cpu_time), o);
             done.map_err(|e| format!("native: {e}"))?;
             self.native.insert(scale, run);
         }
@@ -73,7 +80,7 @@ impl Suite {
             self.native(scale, files, o)?;
             let boot = files.boot(&self.arguments(scale, o.reps), "256M", o)?;
             eprintln!("bench: {}, scale {scale}", peer.name());
-            let (run, done) = run::run(&mut peer.command(&boot, o), o.timeout);
+            let (run, done) = run::run(&mut peer.command(&boot, o), o);
             good &= report(peer, &run, done);
             log_size(peer, &boot);
             self.peers.push((peer, scale, run));
@@ -87,7 +94,10 @@ impl Suite {
     }
 
     fn print(&self, reps: usize) {
-        println!("\nmedians of {reps}; native in seconds at scale {}, peers as ratios to native", self.scale);
+        println!(
+            "\nmedians of {reps}{}; native in seconds at scale {}, peers as ratios to native",
+            self.unit, self.scale
+        );
         row("program", ["native".into()].into_iter().chain(self.peers.iter().map(|p| p.0.name().to_owned())));
         let columns = 0..self.peers.len();
         let mut groups: Vec<&str> = self.programs.iter().map(|(_, g)| g.as_str()).collect();
