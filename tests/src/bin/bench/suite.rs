@@ -180,3 +180,51 @@ fn log_size(peer: Peer, b: &Boot) {
         println!("{}: {} KB on disk", peer.name(), m.len() / 1000);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::Measured;
+
+    fn run(seconds: &[f64], checksums: &[&str]) -> Run {
+        let m = Measured {
+            seconds: seconds.to_vec(),
+            checksums: checksums.iter().map(|c| (*c).to_owned()).collect(),
+        };
+        let mut run = Run::default();
+        run.programs.insert("a".into(), m);
+        run
+    }
+
+    fn suite(peer: Run) -> Suite {
+        Suite {
+            programs: vec![("a".into(), "integer".into())],
+            native: [(10, run(&[0.5], &["1f"]))].into(),
+            peers: vec![(Peer::Jit, 10, peer)],
+            scale: 10,
+            unit: "",
+        }
+    }
+
+    #[test]
+    fn one_wrong_repetition_is_found() {
+        assert!(suite(run(&[1.0, 1.0], &["1f", "1f"])).checksums_agree());
+        assert!(!suite(run(&[1.0, 1.0], &["1f", "1e"])).checksums_agree());
+    }
+
+    #[test]
+    fn ratios_are_to_native_and_a_missing_program_has_none() {
+        let s = suite(run(&[3.0, 1.0, 2.0], &[]));
+        assert_eq!((s.ratio(0, "a"), s.ratio(0, "b")), (Some(4.0), None));
+        assert_eq!((s.mean(0, &["a"]), s.mean(0, &["a", "b"])), (Some(4.0), None));
+    }
+
+    #[test]
+    fn programs_are_chosen_by_name_or_group() {
+        let all: Vec<(String, String)> =
+            [("sort", "integer"), ("fib", "control")].map(|(n, g)| (n.into(), g.into())).into();
+        assert_eq!(select(all.clone(), &["control".into()]).unwrap()[0].0, "fib");
+        assert_eq!(select(all.clone(), &[]).unwrap().len(), 2);
+        assert!(select(all, &["fob".into()]).unwrap_err().contains("`fob`"));
+    }
+}
