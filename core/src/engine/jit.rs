@@ -118,6 +118,9 @@ impl Vm {
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
         let stubs = t.stubs;
         let left = run::enter(&mut t.stack, &stubs, code, &mut ctx);
+        if let Some(m) = t.stack.get().adapt.take() {
+            t.adapt(m, &mut ctx.sys.mem);
+        }
         match left {
             Left::Fault(e) => Turn::Leave(Leave::Fault(e)),
             Left::Boundary => Turn::Again,

@@ -130,7 +130,9 @@ pub const ROWS: &[Row] = rows! {
     row push_reg<> u16: Push_r16;
     pushes push_reg<> u32: Push_r32;
     pushes push_reg<> u64: Push_r64;
-    row push_rm<> 3: Push_rm16 Push_rm32 Push_rm64;
+    row push_rm<> u16: Push_rm16;
+    pushes push_rm<> u32: Push_rm32;
+    pushes push_rm<> u64: Push_rm64;
     row push_imm<> u16: Push_imm16 Pushw_imm8;
     pushes push_imm<> u32: Pushd_imm32 Pushd_imm8;
     pushes push_imm<> u64: Pushq_imm32 Pushq_imm8;

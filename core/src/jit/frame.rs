@@ -7,6 +7,8 @@
 #![allow(unsafe_code)]
 
 use super::run::Run;
+use crate::exception::Exception;
+use crate::translate::site::Misfit;
 use crate::vcpu::{Seg, Vcpu};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
@@ -63,6 +65,10 @@ pub struct Frame {
     pub epoch: u64,
     /// [`crate::translate::mode::ModeKey`] generated code was entered in.
     pub mode: u8,
+    /// What the helper came back with a fault for.
+    pub fault: Exception,
+    /// The block in which something keeps missing, if one was found.
+    pub adapt: Option<Misfit>,
     /// The run in progress.
     pub run: *mut Run,
 }

@@ -17,7 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 /// What a run of generated code works on, for the helper.
 pub struct Run {
     ctx: *mut Ctx<'static>,
-    fault: Option<Exception>,
     panic: Option<Box<dyn Any + Send>>,
 }
 
@@ -35,7 +34,7 @@ pub enum Left {
 /// Runs translated code from `code` on. The frame's derived fields and flags have been set; afterwards the vCPU's
 /// general, SSE and x87 registers are up to date, its RIP only if the result is not [`Left::Link`].
 pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>) -> Left {
-    let mut run = Run { ctx: std::ptr::from_mut(ctx).cast(), fault: None, panic: None };
+    let mut run = Run { ctx: std::ptr::from_mut(ctx).cast(), panic: None };
     let frame = stack.get();
     frame.gpr = ctx.cpu.gpr.as_mut_ptr() as u64;
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
@@ -60,9 +59,9 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     if let Some(p) = run.panic.take() {
         resume_unwind(p);
     }
-    match (status, run.fault.take()) {
-        (0, _) => Left::Link(frame.site as u32),
-        (_, Some(e)) => Left::Fault(e),
+    match status {
+        0 => Left::Link(frame.site as u32),
+        2 => Left::Fault(frame.fault),
         _ => Left::Boundary,
     }
 }
@@ -78,10 +77,7 @@ extern "sysv64" fn helper(frame: *mut Frame, site: *const Site) -> u32 {
     match catch_unwind(AssertUnwindSafe(|| site::perform(frame, ctx, site))) {
         Ok(Outcome::Resume) => 0,
         Ok(Outcome::Leave) => 1,
-        Ok(Outcome::Fault(e)) => {
-            run.fault = Some(e);
-            1
-        }
+        Ok(Outcome::Fault) => 2,
         Err(p) => {
             run.panic = Some(p);
             1

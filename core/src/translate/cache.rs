@@ -4,7 +4,7 @@
 use super::emit::{self, Became, Need, Slot, Target, Tools};
 use super::jump_cache::{JumpCache, JumpEntry};
 use super::mode::ModeKey;
-use super::site::Site;
+use super::site::{Misfit, Site};
 use super::unit::{Analyser, Key, Unit};
 use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
 use crate::engine::JitOptions;
@@ -24,6 +24,17 @@ const SEGMENTS: usize = 8;
 const STUBS: usize = 4096;
 /// Link slots of a block at most.
 const SLOTS: u32 = super::MAX_SIDE_EXITS as u32 + 2;
+
+/// What was learnt about a block.
+#[derive(Clone, Copy, Debug, Default)]
+struct Adapted {
+    no_windows: bool,
+    /// Instructions that are called: a bit each.
+    called: u64,
+}
+
+/// Blocks something is remembered about at most.
+const MAX_ADAPTED: usize = 1 << 16;
 
 /// A translated block.
 #[derive(Debug)]
@@ -87,6 +98,8 @@ pub struct Stats {
     pub written: u64,
     pub breakpoints: u64,
     pub evicted: u64,
+    /// Blocks translated again because a lookup in them kept missing.
+    pub adapted: u64,
     /// Links made.
     pub links: u64,
     /// Times generated code was entered.
@@ -112,6 +125,8 @@ pub struct Translator {
     /// Offset of the next block.
     next: usize,
     jump_caches: Vec<Option<JumpCache>>,
+    /// Blocks in which lookups kept missing.
+    adapted: HashMap<Key, Adapted>,
     pub options: JitOptions,
     pub stats: Stats,
     serial: u64,
@@ -145,6 +160,7 @@ impl Translator {
             in_segment: vec![Vec::new(); SEGMENTS],
             segment: 0,
             next: STUBS,
+            adapted: HashMap::new(),
             jump_caches: (0..ModeKey::COUNT).map(|_| None).collect(),
             options,
             stats: Stats::default(),
@@ -249,8 +265,14 @@ impl Translator {
             (self.blocks.len() - 1) as u32
         });
         let next_page = (unit.key.rip | 0xfff).wrapping_add(1);
+        let mut options = self.options;
+        if let Some(a) = self.adapted.get(&unit.key) {
+            options.windows &= !a.no_windows;
+            let called = (0..).zip(&mut unit.items).filter(|(n, it)| a.called >> n & 1 != 0 && !it.end);
+            called.for_each(|(_, it)| it.make_call());
+        }
         let target = Target {
-            options: self.options,
+            options,
             first_slot: id * SLOTS,
             second_token: unit.second.map(|s| token(next_page, s.0)),
         };
@@ -432,6 +454,26 @@ impl Translator {
                 self.stats.written += 1;
                 self.kill(id, mem);
             }
+        }
+    }
+
+    /// Lets the block of `m` be translated again without the lookup that keeps missing.
+    pub(crate) fn adapt(&mut self, m: Misfit, mem: &mut Memory) {
+        if !self.options.adapt {
+            return;
+        }
+        if self.adapted.len() >= MAX_ADAPTED {
+            self.adapted.clear();
+        }
+        let a = self.adapted.entry(m.block).or_default();
+        if m.window && !a.no_windows {
+            a.no_windows = true;
+        } else {
+            a.called |= 1 << (m.index & 63);
+        }
+        if let Some(id) = self.find(&m.block) {
+            self.stats.adapted += 1;
+            self.kill(id, mem);
         }
     }
 

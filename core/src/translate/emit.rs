@@ -13,6 +13,7 @@ use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::Encoder;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// The emitter cannot express this operand combination: the instruction is to be called.
@@ -449,6 +450,9 @@ impl Emitter<'_> {
             rip,
             delta: k as i64 - done,
             flags,
+            lookup: false,
+            block: self.unit.key,
+            futile: Cell::new(0),
             resume: 0,
         }));
         self.sites.len() - 1
@@ -460,6 +464,7 @@ impl Emitter<'_> {
         let ends = self.items()[until].end;
         let what = if ends { What::Finish { count } } else { What::Execute { count } };
         let site = self.site(what);
+        self.sites[site].lookup = self.items()[self.k].mem.is_some();
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
         if !ends {

@@ -3,12 +3,14 @@
 
 use super::mode::ModeKey;
 use super::recipe::Recipe;
+use super::unit::Key;
 use crate::ctx::Ctx;
-use crate::exception::Exception;
+use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
 use crate::jit::frame::Frame;
-use crate::vcpu::flags::bit::ARITH;
-use crate::vcpu::{cr0, cr4};
+use crate::vcpu::flags::bit::{self, ARITH};
+use crate::vcpu::{Shadow, cr0, cr4};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Where the guest's arithmetic flags are at a site.
@@ -38,11 +40,16 @@ pub struct Site {
     /// Number of the instruction the site stands before.
     pub index: u32,
     pub what: What,
+    /// A lookup in translated code leads here.
+    pub lookup: bool,
     /// RIP of that instruction.
     pub rip: u64,
     /// icount there, less `Frame::base` - `Frame::budget`.
     pub delta: i64,
     pub flags: FlagsAt,
+    pub block: Key,
+    /// How often the lookup missed for good.
+    pub futile: Cell<u32>,
     /// Where generated code goes on: an offset in the block's code while it is made, then an address.
     pub resume: u64,
 }
@@ -52,8 +59,22 @@ pub struct Site {
 pub enum Outcome {
     Resume,
     Leave,
-    Fault(Exception),
+    /// The exception is in the frame.
+    Fault,
 }
+
+/// A lookup that keeps missing although the TLB has all it can have: device memory, a traced page, operands that
+/// straddle pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Misfit {
+    pub block: Key,
+    /// The first of the instructions the slow path interpreted, and whether there were more.
+    pub index: u32,
+    pub window: bool,
+}
+
+/// Futile misses at a site before its block is translated again to do without the lookup.
+const PATIENCE: u32 = 256;
 
 /// RFLAGS as generated code saves and restores them: only the arithmetic flags mean something.
 pub const fn saved(flags: u64) -> u64 {
@@ -99,7 +120,7 @@ fn sse_native(ctx: &Ctx<'_>) -> bool {
 
 /// Interprets `count` instructions. `resume`: the block goes on behind them.
 fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume: bool) -> Outcome {
-    let before = ctx.sys.icount;
+    let (before, limit, fills) = (ctx.sys.icount, ctx.sys.limit, ctx.sys.mmu.counters.fills);
     if frame.sse != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
@@ -109,16 +130,27 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     for insn in insns {
         let at = ctx.cpu.rip;
         if let Err(e) = ctx.execute(insn) {
-            frame.mxcsr = ctx.cpu.fpu.mxcsr;
-            return Outcome::Fault(e);
+            return fault(frame, ctx, e);
         }
         astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
         if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
             break;
         }
     }
+    if ctx.cpu.shadow == Shadow::Sti
+        && ctx.sys.limit == 0
+        && let Err(e) = after_sti(ctx, limit)
+    {
+        return fault(frame, ctx, e);
+    }
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
+    if site.lookup && ctx.sys.mmu.counters.fills == fills {
+        note_futile(frame, site, count);
+    }
+    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit
+        || ctx.sys.mem.tlb.epoch() != frame.epoch
+        || frame.adapt.is_some()
+    {
         return Outcome::Leave;
     }
     if frame.sse != 0 && !sse_native(ctx) {
@@ -139,4 +171,34 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
     (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
+}
+
+fn fault(frame: &mut Frame, ctx: &Ctx<'_>, e: Exception) -> Outcome {
+    frame.mxcsr = ctx.cpu.fpu.mxcsr;
+    frame.fault = e;
+    Outcome::Fault
+}
+
+/// STI was executed, and only because of its shadow the engine was asked to look around: the instruction in the shadow
+/// is executed here, as the engine would, if `limit` leaves room.
+fn after_sti(ctx: &mut Ctx<'_>, limit: u64) -> Exec {
+    if ctx.sys.icount + 1 >= limit || ctx.cpu.pending_db != 0 || ctx.cpu.flags.has(bit::TF | bit::RF) {
+        return Ok(());
+    }
+    if ctx.cpu.has_insn_breakpoints() || ctx.cpu.nmi_pending {
+        return Ok(());
+    }
+    ctx.sys.limit = limit;
+    ctx.begin_insn()?;
+    ctx.step_insn()?;
+    ctx.attend();
+    ctx.trap_boundary(false).map_or(Ok(()), Err)
+}
+
+/// A lookup missed and the TLB could not be filled for it.
+fn note_futile(frame: &mut Frame, site: &Site, count: u32) {
+    site.futile.set(site.futile.get() + 1);
+    if site.futile.get() == PATIENCE {
+        frame.adapt = Some(Misfit { block: site.block, index: site.index, window: count > 1 });
+    }
 }

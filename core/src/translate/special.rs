@@ -27,11 +27,13 @@ pub fn lea(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     let dest = it.i.op0_register();
     let guest = dest.full_register().number() as u8;
     let index = |h: u8| (insn.index != ZERO).then_some((h, insn.scale));
-    if in_frame(insn.base) && in_frame(insn.index) {
-        return Err(Unsupported);
-    }
     let (mut base, mut idx) = (host(insn.base), host(insn.index).and_then(index));
-    if in_frame(insn.base) {
+    if in_frame(insn.base) && in_frame(insn.index) {
+        e.lose_r15();
+        e.load_frame(15, insn.base);
+        e.load_frame(0, insn.index);
+        (base, idx) = (Some(15), index(0));
+    } else if in_frame(insn.base) {
         e.load_frame(0, insn.base);
         base = Some(0);
     } else if in_frame(insn.index) {

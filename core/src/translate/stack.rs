@@ -96,8 +96,11 @@ fn guest_register(r: Register) -> u8 {
     r.full_register().number() as u8
 }
 
-/// PUSH of a register or an immediate, of the code's own size.
+/// PUSH of a register, an immediate or memory, of the code's own size.
 pub fn push(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    if it.i.op0_kind() == OpKind::Memory {
+        return push_memory(e, it);
+    }
     let p = e.access(&memory(it)?)?;
     match it.i.op0_kind() {
         OpKind::Register => {
@@ -118,13 +121,46 @@ pub fn push(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     Ok(())
 }
 
+fn push_memory(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    let p = e.access(&memory(it)?)?;
+    e.get_word(0, &p)?;
+    dynasm!(e.a ; .arch x64 ; mov [BYTE rsp + TARGET], rax);
+    // Not through a window: none has reckoned with this access.
+    e.before_clobber();
+    e.lose_r15();
+    let p = e.access_once(&stack_word(e.word()))?;
+    dynasm!(e.a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
+    e.put_word(&p, 0)?;
+    let word = e.word();
+    e.set_sp(SP, -word);
+    e.move_window(it);
+    Ok(())
+}
+
+/// The stack word a push writes.
+fn stack_word(word: i32) -> MemRef {
+    MemRef {
+        seg: Seg::Ss as u8,
+        base: RSP as u8,
+        index: ZERO,
+        scale: 0,
+        disp: i64::from(-word),
+        size: word as u16,
+        write: true,
+        aligned: false,
+    }
+}
+
 /// POP of a register of the code's own size.
 pub fn pop(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     let r = guest_register(it.i.op0_register());
-    if usize::from(r) == RSP || it.i.op0_kind() != OpKind::Register {
+    if it.i.op0_kind() != OpKind::Register {
         return Err(Unsupported);
     }
     let p = e.access(&memory(it)?)?;
+    if usize::from(r) == RSP {
+        return e.get_word(SP, &p);
+    }
     match host(r) {
         Some(h) => e.get_word(h, &p)?,
         None => {
@@ -225,16 +261,7 @@ pub fn call_indirect(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> 
     target(e, it)?;
     let word = e.word();
     let next = it.next(e.unit.key.mode);
-    let stack = MemRef {
-        seg: Seg::Ss as u8,
-        base: RSP as u8,
-        index: ZERO,
-        scale: 0,
-        disp: i64::from(-word),
-        size: word as u16,
-        write: true,
-        aligned: false,
-    };
+    let stack = stack_word(word);
     e.jump_indirect(|e| {
         dynasm!(e.a ; .arch x64 ; mov rax, [BYTE r15 + CODE] ; mov [BYTE rsp + TARGET], rax);
         let p = e.access_once(&stack)?;

@@ -312,8 +312,7 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
     };
     let explicit = it.insn.rm == MEM && it.i.mnemonic() != Mnemonic::Lea && it.attrs & isa::NO_ACCESS == 0;
     let m = match it.i.mnemonic() {
-        // A memory source is a second access.
-        Mnemonic::Push if explicit => return Err(Untranslatable),
+        Mnemonic::Push if explicit => operand(it),
         Mnemonic::Pop if explicit => return Err(Untranslatable),
         Mnemonic::Push => stack(RSP, -i64::from(word), true),
         Mnemonic::Pop | Mnemonic::Ret => stack(RSP, 0, false),
@@ -336,7 +335,9 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
 fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
-        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp => false,
+        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp | Mnemonic::Push => {
+            false
+        }
         _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
     };
     let read_only =
