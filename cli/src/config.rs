@@ -1,11 +1,13 @@
 //! What the command line means: sizes, numbers, addresses and files, checked. Owns the one-line errors for them.
 
-use crate::args::{ClockArg, CpuArg, MachineArgs};
-use anyhow::{Context, Result, bail};
+use crate::args::{ClockArg, CpuArg, EngineArgs, MachineArgs};
+use anyhow::{Context, Result, anyhow, bail};
 use retrovisor_core::clock::ClockKind;
+use retrovisor_core::engine::JitOptions;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::vcpu::cpuid::CpuModel;
+use retrovisor_replay::VerifyOptions;
 use std::path::Path;
 
 /// Smallest and largest guest memory.
@@ -34,6 +36,13 @@ pub fn machine(a: &MachineArgs) -> Result<MachineConfig> {
         testdev: a.testdev,
         ..MachineConfig::default()
     })
+}
+
+/// The engine the flags ask for.
+pub fn engine(a: &EngineArgs) -> Result<VerifyOptions> {
+    let engine = a.engine.parse().map_err(|e: String| anyhow!("--engine: {e}"))?;
+    let jit: JitOptions = a.jit_opt.join(",").parse().map_err(|e: String| anyhow!("--jit-opt: {e}"))?;
+    Ok(VerifyOptions { engine, jit })
 }
 
 /// Reads the images the flags name.
@@ -119,6 +128,7 @@ fn debug_exit(s: &str) -> Result<(u16, u16)> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use retrovisor_core::engine::Engine;
 
     #[test]
     fn memory_accepts_sizes() {
@@ -133,6 +143,29 @@ mod tests {
         for s in ["0", "1T", "abc", "", "-1", "99999999999999999999", "18446744073709551615G", "12Q"] {
             let e = format!("{:#}", memory(s).unwrap_err());
             assert!(e.contains("--memory"), "{s}: {e}");
+        }
+    }
+
+    #[test]
+    fn engine_and_its_switches() {
+        let of = |name: &str, switches: &[&str]| {
+            let jit_opt = switches.iter().map(|s| (*s).to_owned()).collect();
+            engine(&EngineArgs { engine: name.into(), jit_opt })
+        };
+        assert_eq!(of("jit", &[]).unwrap(), VerifyOptions::default());
+        let jit = JitOptions { chain: false, sse: false, x87: false, ..JitOptions::default() };
+        let options = VerifyOptions { engine: Engine::Interp, jit };
+        assert_eq!(of("interp", &["no-chain,no-sse", "no-x87"]).unwrap(), options);
+        assert!(of("tcg", &[]).unwrap_err().to_string().starts_with("--engine: "));
+        assert!(of("jit", &["no-sse,chain"]).unwrap_err().to_string().starts_with("--jit-opt: "));
+    }
+
+    #[test]
+    fn the_help_names_every_switch() {
+        use clap::CommandFactory;
+        let help = crate::args::Cli::command().find_subcommand_mut("run").unwrap().render_help().to_string();
+        for name in JitOptions::NAMES {
+            assert!(help.contains(&format!("no-{name}")), "{name} is missing in: {help}");
         }
     }
 

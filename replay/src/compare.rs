@@ -6,35 +6,17 @@ use crate::format::reader::{Cut, Ending, Trace};
 use crate::mailbox::Mailbox;
 use crate::play::{Difference, Divergence, PlayMonitor, Player};
 use retrovisor_core::Icount;
+use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::When;
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::{NullSink, OutputSink};
-use std::str::FromStr;
 use std::sync::Arc;
 use thiserror::Error;
 
 /// Instructions between two progress reports.
 const PROGRESS_EVERY: u64 = 1 << 22;
-
-/// Which engine replays.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ReplayEngine {
-    /// The interpreter, the reference.
-    #[default]
-    Interp,
-}
-
-impl FromStr for ReplayEngine {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "interp" => Ok(ReplayEngine::Interp),
-            _ => Err(format!("this build has no engine \"{s}\": use --engine interp")),
-        }
-    }
-}
 
 /// Why a trace could not be replayed, or did not replay exactly.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -49,10 +31,12 @@ pub enum VerifyError {
     Interrupted { file: String, at: Icount },
 }
 
-/// How [`verify`] works.
+/// What replays a trace. Every choice gives the same replay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VerifyOptions {
-    pub engine: ReplayEngine,
+    pub engine: Engine,
+    /// The translator's switches.
+    pub jit: JitOptions,
 }
 
 /// How far a replay has come.
@@ -101,14 +85,14 @@ impl Replay {
         options: VerifyOptions,
         output: Box<dyn OutputSink>,
     ) -> Result<Self, VerifyError> {
-        let VerifyOptions { engine: ReplayEngine::Interp } = options;
         let (config, images) = trace.machine()?;
         let mailbox = Mailbox::new();
         let player = Player::new(Arc::clone(trace), Arc::clone(&mailbox));
         let (monitor, digest) = (player.monitor(), player.digest());
         let output = Box::new(player.output(output));
-        let vm = Vm::new(config, images, Box::new(player), output)
+        let mut vm = Vm::new(config, images, Box::new(player), output)
             .map_err(|why| VerifyError::Load { file: trace.name().to_owned(), why })?;
+        (vm.engine, vm.jit_options) = (options.engine, options.jit);
         Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest })
     }
 

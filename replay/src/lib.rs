@@ -16,7 +16,7 @@ pub mod output;
 pub mod play;
 pub mod record;
 
-pub use compare::{Replay, ReplayEngine, Report, VerifyError, VerifyOptions, verify};
+pub use compare::{Replay, Report, VerifyError, VerifyOptions, verify};
 pub use divert::Diverted;
 pub use format::end::{EndRecord, ExitReason};
 pub use format::reader::{Cut, Ending, Trace};

@@ -19,6 +19,7 @@ use retrovisor_replay::{ExitReason, IdlePolicy, Live, Mailbox, Recording};
 /// Bad flags, files that cannot be used, images that cannot be booted: one line each.
 pub fn run(a: &RunArgs) -> Result<u8> {
     let machine = config::machine(&a.machine)?;
+    let engine = config::engine(&a.engine)?;
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
@@ -43,7 +44,8 @@ pub fn run(a: &RunArgs) -> Result<u8> {
         None => (Box::new(port), sink),
         Some(r) => (Box::new(r.port(port)), Box::new(r.output(sink))),
     };
-    let vm = Vm::new(machine, images, input, output).map_err(|e| name_file(e, a))?;
+    let mut vm = Vm::new(machine, images, input, output).map_err(|e| name_file(e, a))?;
+    (vm.engine, vm.jit_options) = (engine.engine, engine.jit);
     let around = Around {
         options: Options { freeze: a.debug.freeze, read_only: false },
         console: serial == Serial::Stdio,
