@@ -102,13 +102,20 @@ pub struct MachineArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// What executes the guest: jit (the binary translator) or interp (the interpreter, the reference)
+    /// What executes the guest: jit (the binary translator), interp (the interpreter, the reference), or lockstep
+    /// (both, step by step; the first difference ends the run with a report)
     #[arg(long, value_name = "NAME", default_value = "jit")]
     pub engine: String,
     /// Switches fast paths of the translator off, to find the one at fault: a comma-separated list of no-chain,
     /// no-jump-cache, no-inline-tlb, no-windows, no-lazy-flags, no-identical, no-sse, no-x87, no-adapt
     #[arg(long, value_name = "no-NAME,..")]
     pub jit_opt: Vec<String>,
+    /// Lockstep: compares after so many blocks of the translator, 1 if not given
+    #[arg(long, value_name = "N", conflicts_with = "step_insns", value_parser = clap::value_parser!(u32).range(1..))]
+    pub step_blocks: Option<u32>,
+    /// Lockstep: compares after so many instructions, and lets the translator run on across blocks in between
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub step_insns: Option<u64>,
 }
 
 /// How a debugger attaches.

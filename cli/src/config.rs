@@ -3,11 +3,11 @@
 use crate::args::{ClockArg, CpuArg, EngineArgs, MachineArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use retrovisor_core::clock::ClockKind;
-use retrovisor_core::engine::JitOptions;
+use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::vcpu::cpuid::CpuModel;
-use retrovisor_replay::VerifyOptions;
+use retrovisor_replay::{Stride, VerifyOptions};
 use std::path::Path;
 
 /// Smallest and largest guest memory.
@@ -40,9 +40,22 @@ pub fn machine(a: &MachineArgs) -> Result<MachineConfig> {
 
 /// The engine the flags ask for.
 pub fn engine(a: &EngineArgs) -> Result<VerifyOptions> {
-    let engine = a.engine.parse().map_err(|e: String| anyhow!("--engine: {e}"))?;
     let jit: JitOptions = a.jit_opt.join(",").parse().map_err(|e: String| anyhow!("--jit-opt: {e}"))?;
-    Ok(VerifyOptions { engine, jit })
+    let stride = match (a.step_blocks, a.step_insns) {
+        (_, Some(n)) => Stride::Instructions(n),
+        (n, None) => Stride::Blocks(n.unwrap_or(1)),
+    };
+    if a.engine == "lockstep" {
+        return Ok(VerifyOptions { engine: Engine::Jit, jit, lockstep: Some(stride) });
+    }
+    if a.step_blocks.is_some() || a.step_insns.is_some() {
+        bail!(
+            "--step-blocks and --step-insns say how often --engine lockstep compares; --engine is {}",
+            a.engine
+        );
+    }
+    let engine = a.engine.parse().map_err(|e: String| anyhow!("--engine: {e}, or lockstep"))?;
+    Ok(VerifyOptions { engine, jit, lockstep: None })
 }
 
 /// Reads the images the flags name.
@@ -128,7 +141,6 @@ fn debug_exit(s: &str) -> Result<(u16, u16)> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use retrovisor_core::engine::Engine;
 
     #[test]
     fn memory_accepts_sizes() {
@@ -150,12 +162,13 @@ mod tests {
     fn engine_and_its_switches() {
         let of = |name: &str, switches: &[&str]| {
             let jit_opt = switches.iter().map(|s| (*s).to_owned()).collect();
-            engine(&EngineArgs { engine: name.into(), jit_opt })
+            engine(&EngineArgs { engine: name.into(), jit_opt, step_blocks: None, step_insns: None })
         };
         assert_eq!(of("jit", &[]).unwrap(), VerifyOptions::default());
         let jit = JitOptions { chain: false, sse: false, x87: false, ..JitOptions::default() };
-        let options = VerifyOptions { engine: Engine::Interp, jit };
+        let options = VerifyOptions { engine: Engine::Interp, jit, lockstep: None };
         assert_eq!(of("interp", &["no-chain,no-sse", "no-x87"]).unwrap(), options);
+        assert_eq!(of("lockstep", &[]).unwrap().lockstep, Some(Stride::Blocks(1)));
         assert!(of("tcg", &[]).unwrap_err().to_string().starts_with("--engine: "));
         assert!(of("jit", &["no-sse,chain"]).unwrap_err().to_string().starts_with("--jit-opt: "));
     }

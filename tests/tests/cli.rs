@@ -93,6 +93,7 @@ fn engines_that_are_not_there_are_refused() {
         with(&["--jit-opt", "no-bugs"], "--jit-opt: no translator switch is called \"no-bugs\"");
         with(&["--jit-opt", "chain"], "no-inline-tlb");
         with(&["--jit-opt", "no-chain,no-chian"], "no-chian");
+        with(&["--engine", "interp", "--step-blocks", "2"], "--engine lockstep");
     }
 }
 
@@ -104,6 +105,8 @@ fn every_engine_runs_and_replays_alike() {
         &["--engine", "jit"][..],
         &["--engine", "interp"],
         &["--jit-opt", "no-chain,no-sse", "--jit-opt=no-x87"],
+        &["--engine", "lockstep"],
+        &["--engine", "lockstep", "--step-insns", "100"],
     ];
     let mut ends = Vec::new();
     for recorder in engines {

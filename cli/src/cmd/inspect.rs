@@ -58,6 +58,10 @@ fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn Out
     let monitor = replay.monitor.clone();
     let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;
     let (code, line) = live::exit_code(&ended);
+    if let Some(mismatch) = ended.vm.as_ref().and_then(|vm| vm.mismatch()) {
+        eprintln!("{}: {mismatch}", trace.name());
+        return Ok(exit::DIVERGED);
+    }
     if let Some(d) = monitor.divergence() {
         eprintln!("{}: {d}", trace.name());
         return Ok(exit::DIVERGED);
