@@ -29,6 +29,7 @@ pub mod mem;
 pub mod mmu;
 pub mod output;
 pub mod state;
+pub mod translate;
 pub mod vcpu;
 
 pub use addr::{Asid, Gpa, GuestTime, Gva, Icount};

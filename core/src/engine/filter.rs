@@ -18,17 +18,19 @@ impl Default for AddressFilter {
 }
 
 impl AddressFilter {
-    /// Makes the filter equal to `set`; cheap if it already is.
-    pub fn sync(&mut self, set: &BTreeSet<u64>) {
+    /// Makes the filter equal to `set`; cheap if it already is. Returns the addresses that came or went.
+    pub fn sync(&mut self, set: &BTreeSet<u64>) -> Vec<u64> {
         if self.set == *set {
-            return;
+            return Vec::new();
         }
+        let changed = self.set.symmetric_difference(set).copied().collect();
         self.bits.fill(0);
         for a in set {
             let h = Self::hash(*a);
             self.bits[h / 64] |= 1 << (h % 64);
         }
         self.set.clone_from(set);
+        changed
     }
 
     pub fn is_empty(&self) -> bool {

@@ -6,6 +6,7 @@
 
 pub mod filter;
 pub mod hooks;
+mod jit;
 mod options;
 
 pub use options::{Engine, JitOptions};
@@ -43,7 +44,7 @@ fn slice_length(icount: u64, mean: u64) -> u64 {
 impl Vm {
     /// Runs until icount `until` (exactly, standing there before anything else happens) or another exit.
     pub fn run(&mut self, until: Option<Icount>) -> VmExit {
-        self.filter.sync(&self.hooks.breakpoints);
+        self.sync_breakpoints();
         let start = self.sys.icount;
         loop {
             if until.is_some_and(|u| self.sys.icount >= u.0) {
@@ -64,7 +65,23 @@ impl Vm {
     /// Runs until the next place where the engine looks around: the end of a block, a delivery, a stretch of idle time.
     /// What that is depends on the engine and its options; the icount reached says how far it came.
     pub fn run_block(&mut self) -> VmExit {
-        self.run(Some(Icount(self.sys.icount + 1)))
+        self.sync_breakpoints();
+        let start = self.sys.icount;
+        self.one_block = true;
+        let exit = loop {
+            match self.boundary(None) {
+                Next::Again if self.sys.icount == start => {}
+                Next::Again => break VmExit::Reached,
+                Next::Exit(e) => break e,
+                Next::Run(limit) => match self.execute(limit, start) {
+                    Some(e) => break e,
+                    None if self.sys.icount != start => break VmExit::Reached,
+                    None => {}
+                },
+            }
+        };
+        self.one_block = false;
+        exit
     }
 
     /// Executes one instruction, REP iteration or delivery of the current vCPU.
@@ -110,6 +127,9 @@ impl Vm {
         if !self.sys.mem.code_writes.is_empty() {
             let writes = std::mem::take(&mut self.sys.mem.code_writes);
             self.cache.invalidate(&writes, &mut self.sys.mem);
+            if let Some(t) = &mut self.translator {
+                t.invalidate(&writes, &mut self.sys.mem);
+            }
         }
         // Under the host clock time also moves by reads in the middle of a block, and where blocks end differs in a
         // replay: there only a logged tick and the end of an idle wait let timers expire.
@@ -328,24 +348,47 @@ impl Vm {
         let cpu = &mut self.vcpus[self.current];
         let care = cpu.needs_care();
         let tf = cpu.flags.has(flags::bit::TF);
-        let mut ctx = Ctx { cpu, sys: &mut self.sys };
-        if care && let Err(e) = ctx.begin_insn() {
+        if care && let Err(e) = (Ctx { cpu, sys: &mut self.sys }).begin_insn() {
             return self.raise(e);
         }
-        let leave = if self.filter.is_empty() {
-            ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
-        } else {
-            ctx.run_blocks::<true>(&mut self.cache, &self.filter, skip)
+        let leave = match self.engine {
+            Engine::Jit if !care => self.run_translated(skip),
+            _ => self.interpret(skip),
         };
         match leave {
-            Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(ctx.code_lin()))),
+            Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(self.here().code_lin()))),
             Leave::Fault(e) => return self.raise(e),
             Leave::Budget => {}
         }
-        if let Some(e) = ctx.trap_boundary(tf) {
+        if let Some(e) = self.here().trap_boundary(tf) {
             return self.raise(e);
         }
         self.watch_hit()
+    }
+
+    /// The vCPU whose turn it is, about to execute.
+    fn here(&mut self) -> Ctx<'_> {
+        Ctx { cpu: &mut self.vcpus[self.current], sys: &mut self.sys }
+    }
+
+    /// Interprets up to the limit.
+    fn interpret(&mut self, skip: bool) -> Leave {
+        let mut ctx = Ctx { cpu: &mut self.vcpus[self.current], sys: &mut self.sys };
+        if self.filter.is_empty() {
+            ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
+        } else {
+            ctx.run_blocks::<true>(&mut self.cache, &self.filter, skip)
+        }
+    }
+
+    /// Takes over the debugger's breakpoints.
+    fn sync_breakpoints(&mut self) {
+        let changed = self.filter.sync(&self.hooks.breakpoints);
+        if !changed.is_empty()
+            && let Some(t) = &mut self.translator
+        {
+            t.breakpoints_changed(&changed, &mut self.sys.mem);
+        }
     }
 
     /// Delivers an exception, or stops before it if the debugger asked; the run after that stop delivers it.

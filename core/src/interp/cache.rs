@@ -3,7 +3,7 @@
 
 use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
 use crate::isa::{self, insn::Insn};
-use crate::mem::{Memory, Target, Traced, page};
+use crate::mem::{Memory, Target, Traced};
 use crate::vcpu::cpuid::CpuModel;
 use std::collections::HashMap;
 
@@ -23,16 +23,23 @@ struct Block {
     second: Option<Gpa>,
     insns: Box<[Insn]>,
     live: bool,
+    /// The slab pages marked as code for this block.
+    marked: [Option<u32>; 2],
 }
 
 impl Block {
+    /// Bytes in the frame of the block's first byte.
+    fn first_len(&self) -> u64 {
+        match self.second {
+            None => u64::from(self.len),
+            Some(_) => PAGE_SIZE - self.key.gpa.offset(),
+        }
+    }
+
     /// Does a write (inside one frame) touch the block's bytes?
     fn overlaps(&self, w: &Traced) -> bool {
         let (start, end) = (w.gpa.0, w.gpa.0 + u64::from(w.len));
-        let first = match self.second {
-            None => u64::from(self.len),
-            Some(_) => PAGE_SIZE - self.key.gpa.offset(),
-        };
+        let first = self.first_len();
         let rest = u64::from(self.len) - first;
         (self.key.gpa.0 < end && start < self.key.gpa.0 + first)
             || self.second.is_some_and(|s| s.0 < end && start < s.0 + rest)
@@ -57,7 +64,7 @@ pub struct BlockCache {
     free: Vec<u32>,
     /// Direct-mapped: hash of the key to block number.
     table: Box<[u32]>,
-    /// Blocks of each frame that has any; a frame in here has `page::CODE` set.
+    /// Blocks of each frame that has any.
     by_frame: HashMap<u64, Vec<u32>>,
     insns: usize,
     pub stats: CacheStats,
@@ -148,13 +155,14 @@ impl BlockCache {
         }
         self.insns += insns.len();
         self.stats.built += 1;
-        let block = Block { key, len, second, insns: insns.into_boxed_slice(), live: true };
+        let insns = insns.into_boxed_slice();
+        let mut block = Block { key, len, second, insns, live: true, marked: [None; 2] };
+        let first = block.first_len();
+        let parts = [Some((key.gpa, first)), second.map(|s| (s, u64::from(len) - first))];
+        block.marked = parts.map(|p| p.and_then(|(gpa, n)| mark(mem, gpa, n)));
         let id = self.insert(block);
         for gpa in [Some(key.gpa), second].into_iter().flatten() {
             self.by_frame.entry(gpa.frame()).or_default().push(id);
-            if let Target::Ram(off) = mem.map.lookup(gpa) {
-                mem.set_flags(off >> PAGE_SHIFT, page::CODE);
-            }
         }
         self.table[Self::slot(key)] = id;
         id
@@ -169,7 +177,7 @@ impl BlockCache {
         (self.blocks.len() - 1) as u32
     }
 
-    /// Kills the blocks overlapped by `writes`; frames left without blocks lose their CODE flag.
+    /// Kills the blocks overlapped by `writes`.
     pub fn invalidate(&mut self, writes: &[Traced], mem: &mut Memory) {
         for w in writes {
             let Some(ids) = self.by_frame.get(&w.gpa.frame()) else { continue };
@@ -192,23 +200,29 @@ impl BlockCache {
             ids.retain(|i| *i != id);
             if ids.is_empty() {
                 self.by_frame.remove(&gpa.frame());
-                if let Target::Ram(off) = mem.map.lookup(gpa) {
-                    mem.clear_flags(off >> PAGE_SHIFT, page::CODE);
-                }
             }
         }
+        b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
         self.free.push(id);
     }
 
     /// Drops everything.
     pub fn flush(&mut self, mem: &mut Memory) {
-        self.blocks.clear();
+        for b in self.blocks.drain(..).filter(|b| b.live) {
+            b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
+        }
         self.free.clear();
         self.by_frame.clear();
         self.table.fill(EMPTY);
         self.insns = 0;
-        mem.flags.iter_mut().for_each(|f| *f &= !page::CODE);
     }
+}
+
+/// Marks `len` bytes at `gpa` as code; the slab page, if they are RAM.
+fn mark(mem: &mut Memory, gpa: Gpa, len: u64) -> Option<u32> {
+    let Target::Ram(off) = mem.map.lookup(gpa) else { return None };
+    mem.mark_code(off >> PAGE_SHIFT, gpa.offset() as usize, len as usize);
+    Some((off >> PAGE_SHIFT) as u32)
 }
 
 /// Decodes up to the first block-ending instruction, the end of `bytes`, or [`MAX_BLOCK`] instructions.

@@ -43,7 +43,7 @@ impl Ctx<'_> {
 
     /// Executes a decoded instruction that stands at RIP; counts it.
     #[inline(always)]
-    fn execute(&mut self, insn: &isa::insn::Insn) -> Result<(), Exception> {
+    pub(crate) fn execute(&mut self, insn: &isa::insn::Insn) -> Result<(), Exception> {
         let rip = self.cpu.rip;
         self.cpu.insn_rip = rip;
         self.cpu.rip = rip.wrapping_add(u64::from(insn.len)) & self.cpu.mode.lin_mask;

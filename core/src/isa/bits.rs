@@ -6,7 +6,7 @@
 use super::alu::arith::pf;
 use super::insn::Insn;
 use super::traits::{Width, rows};
-use super::{Row, lockable, row};
+use super::{Row, locked, row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::vcpu::cpuid::CpuModel;
@@ -148,21 +148,21 @@ fn crc32<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row bit_reg<Bt> 3: Bt_rm16_r16 Bt_rm32_r32 Bt_rm64_r64;
-    row bit_imm<Bt> 3: Bt_rm16_imm8 Bt_rm32_imm8 Bt_rm64_imm8;
-    lockable bit_reg<Bts> 3: Bts_rm16_r16 Bts_rm32_r32 Bts_rm64_r64;
-    lockable bit_imm<Bts> 3: Bts_rm16_imm8 Bts_rm32_imm8 Bts_rm64_imm8;
-    lockable bit_reg<Btr> 3: Btr_rm16_r16 Btr_rm32_r32 Btr_rm64_r64;
-    lockable bit_imm<Btr> 3: Btr_rm16_imm8 Btr_rm32_imm8 Btr_rm64_imm8;
-    lockable bit_reg<Btc> 3: Btc_rm16_r16 Btc_rm32_r32 Btc_rm64_r64;
-    lockable bit_imm<Btc> 3: Btc_rm16_imm8 Btc_rm32_imm8 Btc_rm64_imm8;
-    row scan<FORWARD> 3: Bsf_r16_rm16 Bsf_r32_rm32 Bsf_r64_rm64;
-    row scan<REVERSE> 3: Bsr_r16_rm16 Bsr_r32_rm32 Bsr_r64_rm64;
-    row popcnt<> 3: Popcnt_r16_rm16 Popcnt_r32_rm32 Popcnt_r64_rm64;
+    same bit_reg<Bt> 3: Bt_rm16_r16 Bt_rm32_r32 Bt_rm64_r64;
+    same bit_imm<Bt> 3: Bt_rm16_imm8 Bt_rm32_imm8 Bt_rm64_imm8;
+    locked bit_reg<Bts> 3: Bts_rm16_r16 Bts_rm32_r32 Bts_rm64_r64;
+    locked bit_imm<Bts> 3: Bts_rm16_imm8 Bts_rm32_imm8 Bts_rm64_imm8;
+    locked bit_reg<Btr> 3: Btr_rm16_r16 Btr_rm32_r32 Btr_rm64_r64;
+    locked bit_imm<Btr> 3: Btr_rm16_imm8 Btr_rm32_imm8 Btr_rm64_imm8;
+    locked bit_reg<Btc> 3: Btc_rm16_r16 Btc_rm32_r32 Btc_rm64_r64;
+    locked bit_imm<Btc> 3: Btc_rm16_imm8 Btc_rm32_imm8 Btc_rm64_imm8;
+    same scan<FORWARD> 3: Bsf_r16_rm16 Bsf_r32_rm32 Bsf_r64_rm64;
+    same scan<REVERSE> 3: Bsr_r16_rm16 Bsr_r32_rm32 Bsr_r64_rm64;
+    same popcnt<> 3: Popcnt_r16_rm16 Popcnt_r32_rm32 Popcnt_r64_rm64;
     row lzcnt<> 3: Lzcnt_r16_rm16 Lzcnt_r32_rm32 Lzcnt_r64_rm64;
     row tzcnt<> 3: Tzcnt_r16_rm16 Tzcnt_r32_rm32 Tzcnt_r64_rm64;
-    row crc32<> u8: Crc32_r32_rm8 Crc32_r64_rm8;
-    row crc32<> u16: Crc32_r32_rm16;
-    row crc32<> u32: Crc32_r32_rm32;
-    row crc32<> u64: Crc32_r64_rm64;
+    same crc32<> u8: Crc32_r32_rm8 Crc32_r64_rm8;
+    same crc32<> u16: Crc32_r32_rm16;
+    same crc32<> u32: Crc32_r32_rm32;
+    same crc32<> u64: Crc32_r64_rm64;
 };

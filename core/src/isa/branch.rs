@@ -4,11 +4,12 @@
 //! the instruction restartable. Source: SDM vol. 2, CALL, JMP, Jcc, LOOP, RET.
 
 use super::flagops::{cc::*, holds};
-use super::insn::Insn;
+use super::insn::{ExecFn, Insn};
 use super::traits::{Width, rows};
 use super::{Row, end, row, undefined};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
+use crate::translate::stack as emit;
 use crate::vcpu::Seg;
 use crate::vcpu::flags::bit::ZF;
 use crate::vcpu::gpr::{RCX, RSP};
@@ -116,14 +117,41 @@ fn bound<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     if index < lower || index > upper { Err(Exception::plain(vector::BR)) } else { Ok(()) }
 }
 
+const fn jumps(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::jmp)
+}
+const fn jumps_rm(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::jmp_indirect)
+}
+const fn calls(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::call)
+}
+const fn calls_rm(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::call_indirect)
+}
+const fn returns(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::ret)
+}
+const fn branches(code: Code, exec: ExecFn) -> Row {
+    end(code, exec).emit(emit::jcc)
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    end jmp: Jmp_rel8_16 Jmp_rel8_32 Jmp_rel8_64 Jmp_rel16 Jmp_rel32_32 Jmp_rel32_64;
-    end jmp_rm<> 3: Jmp_rm16 Jmp_rm32 Jmp_rm64;
-    end call<> 3: Call_rel16 Call_rel32_32 Call_rel32_64;
-    end call_rm<> 3: Call_rm16 Call_rm32 Call_rm64;
-    end ret<> 3: Retnw Retnd Retnq;
-    end ret<> 3: Retnw_imm16 Retnd_imm16 Retnq_imm16;
+    end jmp: Jmp_rel8_16 Jmp_rel16;
+    jumps jmp: Jmp_rel8_32 Jmp_rel8_64 Jmp_rel32_32 Jmp_rel32_64;
+    end jmp_rm<> u16: Jmp_rm16;
+    jumps_rm jmp_rm<> u32: Jmp_rm32;
+    jumps_rm jmp_rm<> u64: Jmp_rm64;
+    end call<> u16: Call_rel16;
+    calls call<> u32: Call_rel32_32;
+    calls call<> u64: Call_rel32_64;
+    end call_rm<> u16: Call_rm16;
+    calls_rm call_rm<> u32: Call_rm32;
+    calls_rm call_rm<> u64: Call_rm64;
+    end ret<> u16: Retnw Retnw_imm16;
+    returns ret<> u32: Retnd Retnd_imm16;
+    returns ret<> u64: Retnq Retnq_imm16;
     row bound<> u16: Bound_r16_m1616;
     row bound<> u32: Bound_r32_m3232;
     end undefined: Ud0 Ud0_r16_rm16 Ud0_r32_rm32 Ud0_r64_rm64 Ud1_r16_rm16 Ud1_r32_rm32 Ud1_r64_rm64 Ud2;
@@ -139,20 +167,36 @@ pub const ROWS: &[Row] = rows! {
     end loops<ALWAYS> u16: Loop_rel8_16_CX Loop_rel8_32_CX;
     end loops<ALWAYS> u32: Loop_rel8_16_ECX Loop_rel8_32_ECX Loop_rel8_64_ECX;
     end loops<ALWAYS> u64: Loop_rel8_16_RCX Loop_rel8_64_RCX;
-    end jcc<O>: Jo_rel8_16 Jo_rel8_32 Jo_rel8_64 Jo_rel16 Jo_rel32_32 Jo_rel32_64;
-    end jcc<NO>: Jno_rel8_16 Jno_rel8_32 Jno_rel8_64 Jno_rel16 Jno_rel32_32 Jno_rel32_64;
-    end jcc<B>: Jb_rel8_16 Jb_rel8_32 Jb_rel8_64 Jb_rel16 Jb_rel32_32 Jb_rel32_64;
-    end jcc<AE>: Jae_rel8_16 Jae_rel8_32 Jae_rel8_64 Jae_rel16 Jae_rel32_32 Jae_rel32_64;
-    end jcc<E>: Je_rel8_16 Je_rel8_32 Je_rel8_64 Je_rel16 Je_rel32_32 Je_rel32_64;
-    end jcc<NE>: Jne_rel8_16 Jne_rel8_32 Jne_rel8_64 Jne_rel16 Jne_rel32_32 Jne_rel32_64;
-    end jcc<BE>: Jbe_rel8_16 Jbe_rel8_32 Jbe_rel8_64 Jbe_rel16 Jbe_rel32_32 Jbe_rel32_64;
-    end jcc<A>: Ja_rel8_16 Ja_rel8_32 Ja_rel8_64 Ja_rel16 Ja_rel32_32 Ja_rel32_64;
-    end jcc<S>: Js_rel8_16 Js_rel8_32 Js_rel8_64 Js_rel16 Js_rel32_32 Js_rel32_64;
-    end jcc<NS>: Jns_rel8_16 Jns_rel8_32 Jns_rel8_64 Jns_rel16 Jns_rel32_32 Jns_rel32_64;
-    end jcc<P>: Jp_rel8_16 Jp_rel8_32 Jp_rel8_64 Jp_rel16 Jp_rel32_32 Jp_rel32_64;
-    end jcc<NP>: Jnp_rel8_16 Jnp_rel8_32 Jnp_rel8_64 Jnp_rel16 Jnp_rel32_32 Jnp_rel32_64;
-    end jcc<L>: Jl_rel8_16 Jl_rel8_32 Jl_rel8_64 Jl_rel16 Jl_rel32_32 Jl_rel32_64;
-    end jcc<GE>: Jge_rel8_16 Jge_rel8_32 Jge_rel8_64 Jge_rel16 Jge_rel32_32 Jge_rel32_64;
-    end jcc<LE>: Jle_rel8_16 Jle_rel8_32 Jle_rel8_64 Jle_rel16 Jle_rel32_32 Jle_rel32_64;
-    end jcc<G>: Jg_rel8_16 Jg_rel8_32 Jg_rel8_64 Jg_rel16 Jg_rel32_32 Jg_rel32_64;
+    end jcc<O>: Jo_rel8_16 Jo_rel16;
+    branches jcc<O>: Jo_rel8_32 Jo_rel8_64 Jo_rel32_32 Jo_rel32_64;
+    end jcc<NO>: Jno_rel8_16 Jno_rel16;
+    branches jcc<NO>: Jno_rel8_32 Jno_rel8_64 Jno_rel32_32 Jno_rel32_64;
+    end jcc<B>: Jb_rel8_16 Jb_rel16;
+    branches jcc<B>: Jb_rel8_32 Jb_rel8_64 Jb_rel32_32 Jb_rel32_64;
+    end jcc<AE>: Jae_rel8_16 Jae_rel16;
+    branches jcc<AE>: Jae_rel8_32 Jae_rel8_64 Jae_rel32_32 Jae_rel32_64;
+    end jcc<E>: Je_rel8_16 Je_rel16;
+    branches jcc<E>: Je_rel8_32 Je_rel8_64 Je_rel32_32 Je_rel32_64;
+    end jcc<NE>: Jne_rel8_16 Jne_rel16;
+    branches jcc<NE>: Jne_rel8_32 Jne_rel8_64 Jne_rel32_32 Jne_rel32_64;
+    end jcc<BE>: Jbe_rel8_16 Jbe_rel16;
+    branches jcc<BE>: Jbe_rel8_32 Jbe_rel8_64 Jbe_rel32_32 Jbe_rel32_64;
+    end jcc<A>: Ja_rel8_16 Ja_rel16;
+    branches jcc<A>: Ja_rel8_32 Ja_rel8_64 Ja_rel32_32 Ja_rel32_64;
+    end jcc<S>: Js_rel8_16 Js_rel16;
+    branches jcc<S>: Js_rel8_32 Js_rel8_64 Js_rel32_32 Js_rel32_64;
+    end jcc<NS>: Jns_rel8_16 Jns_rel16;
+    branches jcc<NS>: Jns_rel8_32 Jns_rel8_64 Jns_rel32_32 Jns_rel32_64;
+    end jcc<P>: Jp_rel8_16 Jp_rel16;
+    branches jcc<P>: Jp_rel8_32 Jp_rel8_64 Jp_rel32_32 Jp_rel32_64;
+    end jcc<NP>: Jnp_rel8_16 Jnp_rel16;
+    branches jcc<NP>: Jnp_rel8_32 Jnp_rel8_64 Jnp_rel32_32 Jnp_rel32_64;
+    end jcc<L>: Jl_rel8_16 Jl_rel16;
+    branches jcc<L>: Jl_rel8_32 Jl_rel8_64 Jl_rel32_32 Jl_rel32_64;
+    end jcc<GE>: Jge_rel8_16 Jge_rel16;
+    branches jcc<GE>: Jge_rel8_32 Jge_rel8_64 Jge_rel32_32 Jge_rel32_64;
+    end jcc<LE>: Jle_rel8_16 Jle_rel16;
+    branches jcc<LE>: Jle_rel8_32 Jle_rel8_64 Jle_rel32_32 Jle_rel32_64;
+    end jcc<G>: Jg_rel8_16 Jg_rel16;
+    branches jcc<G>: Jg_rel8_32 Jg_rel8_64 Jg_rel32_32 Jg_rel32_64;
 };

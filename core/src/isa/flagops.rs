@@ -1,10 +1,11 @@
 //! Conditions (Jcc, CMOVcc, SETcc numbering) and the instructions on flags: CLC, STC, CMC, CLD, STD, LAHF, SAHF, SETcc.
 
-use super::insn::Insn;
+use super::insn::{ExecFn, Insn};
 use super::traits::rows;
-use super::{Row, row};
+use super::{Row, row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
+use crate::translate::special;
 use crate::vcpu::flags::Flags;
 use crate::vcpu::flags::bit::{AF, CF, DF, FIXED, OF, PF, SF, ZF};
 use crate::vcpu::gpr::RAX;
@@ -93,31 +94,38 @@ fn sahf(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
+const fn lahfs(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(special::lahf)
+}
+const fn sahfs(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(special::sahf)
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row clc: Clc;
-    row stc: Stc;
-    row cmc: Cmc;
+    same clc: Clc;
+    same stc: Stc;
+    same cmc: Cmc;
     row cld: Cld;
     row std: Std;
-    row lahf: Lahf;
-    row sahf: Sahf;
-    row set<O>: Seto_rm8;
-    row set<NO>: Setno_rm8;
-    row set<B>: Setb_rm8;
-    row set<AE>: Setae_rm8;
-    row set<E>: Sete_rm8;
-    row set<NE>: Setne_rm8;
-    row set<BE>: Setbe_rm8;
-    row set<A>: Seta_rm8;
-    row set<S>: Sets_rm8;
-    row set<NS>: Setns_rm8;
-    row set<P>: Setp_rm8;
-    row set<NP>: Setnp_rm8;
-    row set<L>: Setl_rm8;
-    row set<GE>: Setge_rm8;
-    row set<LE>: Setle_rm8;
-    row set<G>: Setg_rm8;
+    lahfs lahf: Lahf;
+    sahfs sahf: Sahf;
+    same set<O>: Seto_rm8;
+    same set<NO>: Setno_rm8;
+    same set<B>: Setb_rm8;
+    same set<AE>: Setae_rm8;
+    same set<E>: Sete_rm8;
+    same set<NE>: Setne_rm8;
+    same set<BE>: Setbe_rm8;
+    same set<A>: Seta_rm8;
+    same set<S>: Sets_rm8;
+    same set<NS>: Setns_rm8;
+    same set<P>: Setp_rm8;
+    same set<NP>: Setnp_rm8;
+    same set<L>: Setl_rm8;
+    same set<GE>: Setge_rm8;
+    same set<LE>: Setle_rm8;
+    same set<G>: Setg_rm8;
 };
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub mod xsave;
 
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::translate::emit::{Emitter, Unsupported};
+use crate::translate::unit::Item;
 use crate::vcpu::cpuid::CpuModel;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 use insn::{ExecFn, Insn};
@@ -49,13 +51,20 @@ pub enum Translate {
     Call,
     /// Same ISA: re-encode with registers renamed and the memory operand redirected.
     Identical,
+    /// A sequence of its own.
+    Emit(EmitFn),
 }
+
+/// Emits the host code of an instruction. [`Unsupported`]: this operand combination is called after all.
+pub type EmitFn = fn(&mut Emitter<'_>, &Item) -> Result<(), Unsupported>;
 
 /// Ends the basic block after this instruction: control transfers, and whatever may change mode, mapping, interrupt
 /// state, or need the engine's attention.
 pub const END: u8 = 1;
 /// LOCK is allowed on this form's memory destination.
 pub const LOCKABLE: u8 = 2;
+/// A memory operand is not accessed.
+pub const NO_ACCESS: u8 = 4;
 
 /// One instruction form.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +72,7 @@ pub struct Row {
     pub code: Code,
     pub exec: ExecFn,
     pub translate: Translate,
-    /// [`END`], [`LOCKABLE`].
+    /// [`END`], [`LOCKABLE`], [`NO_ACCESS`].
     pub attrs: u8,
 }
 
@@ -82,6 +91,17 @@ pub const fn lockable(code: Code, exec: ExecFn) -> Row {
 /// A row translated identically.
 pub const fn same(code: Code, exec: ExecFn) -> Row {
     Row { code, exec, translate: Translate::Identical, attrs: 0 }
+}
+/// A row translated identically whose memory form may carry LOCK.
+pub const fn locked(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Identical, attrs: LOCKABLE }
+}
+
+impl Row {
+    /// The same row with a translation of its own.
+    pub const fn emit(self, f: EmitFn) -> Self {
+        Self { translate: Translate::Emit(f), ..self }
+    }
 }
 
 /// All rows of all families.
@@ -166,26 +186,34 @@ pub struct Decoded {
     pub insn: Insn,
     /// Row attributes ([`END`]); an undefined instruction ends its block.
     pub attrs: u8,
+    pub translate: Translate,
 }
 
 /// Decodes the instruction at `rip` from `bytes`. `None`: more bytes are needed than `bytes` has (fetch the next page).
+#[inline]
 pub fn decode(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<Decoded> {
+    decode_full(bytes, bits, rip, model).map(|(d, _)| d)
+}
+
+/// [`decode`], with iced-x86's own form of the instruction.
+pub fn decode_full(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<(Decoded, Instruction)> {
     let window = &bytes[..bytes.len().min(15)];
     let mut d = Decoder::with_ip(u32::from(bits), window, rip, DECODER_OPTIONS);
     let mut i = Instruction::default();
     d.decode_out(&mut i);
+    let translate = Translate::Call;
     if i.is_invalid() {
         if d.last_error() == iced_x86::DecoderError::NoMoreBytes {
             if window.len() < 15 {
                 return None;
             }
-            return Some(Decoded { insn: Insn::new(&i, bits, too_long), attrs: END });
+            return Some((Decoded { insn: Insn::new(&i, bits, too_long), attrs: END, translate }, i));
         }
-        return Some(Decoded { insn: Insn::new(&i, bits, undefined), attrs: END });
+        return Some((Decoded { insn: Insn::new(&i, bits, undefined), attrs: END, translate }, i));
     }
-    let (exec, attrs) = match lookup(i.code()).filter(|_| gate::has(model, i.code())) {
-        Some(r) => (r.exec, r.attrs),
-        None => (undefined as ExecFn, END),
+    let (exec, attrs, translate) = match lookup(i.code()).filter(|_| gate::has(model, i.code())) {
+        Some(r) => (r.exec, r.attrs, r.translate),
+        None => (undefined as ExecFn, END, translate),
     };
-    Some(Decoded { insn: Insn::new(&i, bits, exec), attrs })
+    Some((Decoded { insn: Insn::new(&i, bits, exec), attrs, translate }, i))
 }

@@ -4,11 +4,12 @@
 //! changes no flag.
 
 use super::alu::arith::pf;
-use super::insn::Insn;
+use super::insn::{ExecFn, Insn};
 use super::traits::{Width, rows};
-use super::{Row, row};
+use super::{Row, row, same};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::translate::special;
 use crate::vcpu::flags::bit::{ARITH, CF, OF};
 use crate::vcpu::gpr::{RAX, RDX};
 use iced_x86::Code;
@@ -143,15 +144,22 @@ fn idiv<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
+const fn multiplies(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(special::multiply)
+}
+const fn divides(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(special::divide)
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row mul<> 4: Mul_rm8 Mul_rm16 Mul_rm32 Mul_rm64;
-    row imul<> 4: Imul_rm8 Imul_rm16 Imul_rm32 Imul_rm64;
-    row imul_reg_rm<> 3: Imul_r16_rm16 Imul_r32_rm32 Imul_r64_rm64;
-    row imul_imm<> 3: Imul_r16_rm16_imm16 Imul_r32_rm32_imm32 Imul_r64_rm64_imm32;
-    row imul_imm<> 3: Imul_r16_rm16_imm8 Imul_r32_rm32_imm8 Imul_r64_rm64_imm8;
-    row div<> 4: Div_rm8 Div_rm16 Div_rm32 Div_rm64;
-    row idiv<> 4: Idiv_rm8 Idiv_rm16 Idiv_rm32 Idiv_rm64;
+    multiplies mul<> 4: Mul_rm8 Mul_rm16 Mul_rm32 Mul_rm64;
+    multiplies imul<> 4: Imul_rm8 Imul_rm16 Imul_rm32 Imul_rm64;
+    same imul_reg_rm<> 3: Imul_r16_rm16 Imul_r32_rm32 Imul_r64_rm64;
+    same imul_imm<> 3: Imul_r16_rm16_imm16 Imul_r32_rm32_imm32 Imul_r64_rm64_imm32;
+    same imul_imm<> 3: Imul_r16_rm16_imm8 Imul_r32_rm32_imm8 Imul_r64_rm64_imm8;
+    divides div<> 4: Div_rm8 Div_rm16 Div_rm32 Div_rm64;
+    divides idiv<> 4: Idiv_rm8 Idiv_rm16 Idiv_rm32 Idiv_rm64;
 };
 
 #[cfg(test)]

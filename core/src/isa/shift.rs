@@ -6,7 +6,7 @@
 use super::alu::arith::szp;
 use super::insn::Insn;
 use super::traits::{Width, rows};
-use super::{Row, row};
+use super::{Row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::vcpu::flags::bit::{ARITH, CF, OF};
@@ -182,34 +182,34 @@ fn double_by_cl<const L: bool, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row rotate_by_imm<Rol> 4: Rol_rm8_imm8 Rol_rm16_imm8 Rol_rm32_imm8 Rol_rm64_imm8;
-    row rotate_by_imm<Rol> 4: Rol_rm8_1 Rol_rm16_1 Rol_rm32_1 Rol_rm64_1;
-    row by_cl<Rol> 4: Rol_rm8_CL Rol_rm16_CL Rol_rm32_CL Rol_rm64_CL;
-    row rotate_by_imm<Ror> 4: Ror_rm8_imm8 Ror_rm16_imm8 Ror_rm32_imm8 Ror_rm64_imm8;
-    row rotate_by_imm<Ror> 4: Ror_rm8_1 Ror_rm16_1 Ror_rm32_1 Ror_rm64_1;
-    row by_cl<Ror> 4: Ror_rm8_CL Ror_rm16_CL Ror_rm32_CL Ror_rm64_CL;
-    row by_imm<Rcl> 4: Rcl_rm8_imm8 Rcl_rm16_imm8 Rcl_rm32_imm8 Rcl_rm64_imm8;
-    row by_imm<Rcl> 4: Rcl_rm8_1 Rcl_rm16_1 Rcl_rm32_1 Rcl_rm64_1;
-    row by_cl<Rcl> 4: Rcl_rm8_CL Rcl_rm16_CL Rcl_rm32_CL Rcl_rm64_CL;
-    row by_imm<Rcr> 4: Rcr_rm8_imm8 Rcr_rm16_imm8 Rcr_rm32_imm8 Rcr_rm64_imm8;
-    row by_imm<Rcr> 4: Rcr_rm8_1 Rcr_rm16_1 Rcr_rm32_1 Rcr_rm64_1;
-    row by_cl<Rcr> 4: Rcr_rm8_CL Rcr_rm16_CL Rcr_rm32_CL Rcr_rm64_CL;
-    row by_imm<Shl> 4: Shl_rm8_imm8 Shl_rm16_imm8 Shl_rm32_imm8 Shl_rm64_imm8;
-    row by_imm<Shl> 4: Shl_rm8_1 Shl_rm16_1 Shl_rm32_1 Shl_rm64_1;
-    row by_cl<Shl> 4: Shl_rm8_CL Shl_rm16_CL Shl_rm32_CL Shl_rm64_CL;
-    row by_imm<Shr> 4: Shr_rm8_imm8 Shr_rm16_imm8 Shr_rm32_imm8 Shr_rm64_imm8;
-    row by_imm<Shr> 4: Shr_rm8_1 Shr_rm16_1 Shr_rm32_1 Shr_rm64_1;
-    row by_cl<Shr> 4: Shr_rm8_CL Shr_rm16_CL Shr_rm32_CL Shr_rm64_CL;
-    row by_imm<Shl> 4: Sal_rm8_imm8 Sal_rm16_imm8 Sal_rm32_imm8 Sal_rm64_imm8;
-    row by_imm<Shl> 4: Sal_rm8_1 Sal_rm16_1 Sal_rm32_1 Sal_rm64_1;
-    row by_cl<Shl> 4: Sal_rm8_CL Sal_rm16_CL Sal_rm32_CL Sal_rm64_CL;
-    row by_imm<Sar> 4: Sar_rm8_imm8 Sar_rm16_imm8 Sar_rm32_imm8 Sar_rm64_imm8;
-    row by_imm<Sar> 4: Sar_rm8_1 Sar_rm16_1 Sar_rm32_1 Sar_rm64_1;
-    row by_cl<Sar> 4: Sar_rm8_CL Sar_rm16_CL Sar_rm32_CL Sar_rm64_CL;
-    row double_by_imm<LEFT> 3: Shld_rm16_r16_imm8 Shld_rm32_r32_imm8 Shld_rm64_r64_imm8;
-    row double_by_cl<LEFT> 3: Shld_rm16_r16_CL Shld_rm32_r32_CL Shld_rm64_r64_CL;
-    row double_by_imm<RIGHT> 3: Shrd_rm16_r16_imm8 Shrd_rm32_r32_imm8 Shrd_rm64_r64_imm8;
-    row double_by_cl<RIGHT> 3: Shrd_rm16_r16_CL Shrd_rm32_r32_CL Shrd_rm64_r64_CL;
+    same rotate_by_imm<Rol> 4: Rol_rm8_imm8 Rol_rm16_imm8 Rol_rm32_imm8 Rol_rm64_imm8;
+    same rotate_by_imm<Rol> 4: Rol_rm8_1 Rol_rm16_1 Rol_rm32_1 Rol_rm64_1;
+    same by_cl<Rol> 4: Rol_rm8_CL Rol_rm16_CL Rol_rm32_CL Rol_rm64_CL;
+    same rotate_by_imm<Ror> 4: Ror_rm8_imm8 Ror_rm16_imm8 Ror_rm32_imm8 Ror_rm64_imm8;
+    same rotate_by_imm<Ror> 4: Ror_rm8_1 Ror_rm16_1 Ror_rm32_1 Ror_rm64_1;
+    same by_cl<Ror> 4: Ror_rm8_CL Ror_rm16_CL Ror_rm32_CL Ror_rm64_CL;
+    same by_imm<Rcl> 4: Rcl_rm8_imm8 Rcl_rm16_imm8 Rcl_rm32_imm8 Rcl_rm64_imm8;
+    same by_imm<Rcl> 4: Rcl_rm8_1 Rcl_rm16_1 Rcl_rm32_1 Rcl_rm64_1;
+    same by_cl<Rcl> 4: Rcl_rm8_CL Rcl_rm16_CL Rcl_rm32_CL Rcl_rm64_CL;
+    same by_imm<Rcr> 4: Rcr_rm8_imm8 Rcr_rm16_imm8 Rcr_rm32_imm8 Rcr_rm64_imm8;
+    same by_imm<Rcr> 4: Rcr_rm8_1 Rcr_rm16_1 Rcr_rm32_1 Rcr_rm64_1;
+    same by_cl<Rcr> 4: Rcr_rm8_CL Rcr_rm16_CL Rcr_rm32_CL Rcr_rm64_CL;
+    same by_imm<Shl> 4: Shl_rm8_imm8 Shl_rm16_imm8 Shl_rm32_imm8 Shl_rm64_imm8;
+    same by_imm<Shl> 4: Shl_rm8_1 Shl_rm16_1 Shl_rm32_1 Shl_rm64_1;
+    same by_cl<Shl> 4: Shl_rm8_CL Shl_rm16_CL Shl_rm32_CL Shl_rm64_CL;
+    same by_imm<Shr> 4: Shr_rm8_imm8 Shr_rm16_imm8 Shr_rm32_imm8 Shr_rm64_imm8;
+    same by_imm<Shr> 4: Shr_rm8_1 Shr_rm16_1 Shr_rm32_1 Shr_rm64_1;
+    same by_cl<Shr> 4: Shr_rm8_CL Shr_rm16_CL Shr_rm32_CL Shr_rm64_CL;
+    same by_imm<Shl> 4: Sal_rm8_imm8 Sal_rm16_imm8 Sal_rm32_imm8 Sal_rm64_imm8;
+    same by_imm<Shl> 4: Sal_rm8_1 Sal_rm16_1 Sal_rm32_1 Sal_rm64_1;
+    same by_cl<Shl> 4: Sal_rm8_CL Sal_rm16_CL Sal_rm32_CL Sal_rm64_CL;
+    same by_imm<Sar> 4: Sar_rm8_imm8 Sar_rm16_imm8 Sar_rm32_imm8 Sar_rm64_imm8;
+    same by_imm<Sar> 4: Sar_rm8_1 Sar_rm16_1 Sar_rm32_1 Sar_rm64_1;
+    same by_cl<Sar> 4: Sar_rm8_CL Sar_rm16_CL Sar_rm32_CL Sar_rm64_CL;
+    same double_by_imm<LEFT> 3: Shld_rm16_r16_imm8 Shld_rm32_r32_imm8 Shld_rm64_r64_imm8;
+    same double_by_cl<LEFT> 3: Shld_rm16_r16_CL Shld_rm32_r32_CL Shld_rm64_r64_CL;
+    same double_by_imm<RIGHT> 3: Shrd_rm16_r16_imm8 Shrd_rm32_r32_imm8 Shrd_rm64_r64_imm8;
+    same double_by_cl<RIGHT> 3: Shrd_rm16_r16_CL Shrd_rm32_r32_CL Shrd_rm64_r64_CL;
 };
 
 #[cfg(test)]

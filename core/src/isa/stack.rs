@@ -2,12 +2,13 @@
 //!
 //! Every register changes only when the last memory access has succeeded, so each fault is restartable.
 
-use super::insn::Insn;
+use super::insn::{ExecFn, Insn};
 use super::traits::{Width, rows};
 use super::{Row, row};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::mmu::Access;
+use crate::translate::stack as emit;
 use crate::vcpu::Seg;
 use crate::vcpu::gpr::{RBP, RSP};
 use iced_x86::Code;
@@ -114,18 +115,35 @@ fn leave<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
+const fn pushes(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(emit::push)
+}
+const fn pops(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(emit::pop)
+}
+const fn leaves(code: Code, exec: ExecFn) -> Row {
+    row(code, exec).emit(emit::leave)
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row push_reg<> 3: Push_r16 Push_r32 Push_r64;
+    row push_reg<> u16: Push_r16;
+    pushes push_reg<> u32: Push_r32;
+    pushes push_reg<> u64: Push_r64;
     row push_rm<> 3: Push_rm16 Push_rm32 Push_rm64;
-    row push_imm<> 3: Push_imm16 Pushd_imm32 Pushq_imm32;
-    row push_imm<> 3: Pushw_imm8 Pushd_imm8 Pushq_imm8;
-    row pop_reg<> 3: Pop_r16 Pop_r32 Pop_r64;
+    row push_imm<> u16: Push_imm16 Pushw_imm8;
+    pushes push_imm<> u32: Pushd_imm32 Pushd_imm8;
+    pushes push_imm<> u64: Pushq_imm32 Pushq_imm8;
+    row pop_reg<> u16: Pop_r16;
+    pops pop_reg<> u32: Pop_r32;
+    pops pop_reg<> u64: Pop_r64;
     row pop_rm<> 3: Pop_rm16 Pop_rm32 Pop_rm64;
     row pusha<> u16: Pushaw;
     row pusha<> u32: Pushad;
     row popa<> u16: Popaw;
     row popa<> u32: Popad;
     row enter<> 3: Enterw_imm16_imm8 Enterd_imm16_imm8 Enterq_imm16_imm8;
-    row leave<> 3: Leavew Leaved Leaveq;
+    row leave<> u16: Leavew;
+    leaves leave<> u32: Leaved;
+    leaves leave<> u64: Leaveq;
 };

@@ -52,6 +52,40 @@ impl CodeBuffer {
         self.rx.as_ptr() as u64 + self.used as u64
     }
 
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Executable address of offset `at`.
+    pub fn address(&self, at: usize) -> u64 {
+        self.rx.as_ptr() as u64 + at as u64
+    }
+
+    /// Writes `bytes` at offset `at`, which whoever uses this instead of [`CodeBuffer::publish`] manages; false if they
+    /// do not fit. Code that runs now must not be overwritten.
+    pub fn write(&mut self, at: usize, bytes: &[u8]) -> bool {
+        if at.checked_add(bytes.len()).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: the range lies in the writable view, and `bytes` cannot overlap the mapping, whose memory is never lent
+        // out as a slice.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.rw.as_ptr().add(at), bytes.len()) };
+        true
+    }
+
+    /// A copy of `len` bytes at offset `at`, as far as there are any.
+    pub fn read(&self, at: usize, len: usize) -> Vec<u8> {
+        let at = at.min(self.len);
+        let mut out = vec![0; len.min(self.len - at)];
+        // SAFETY: the range lies in the writable view, and `out` is memory of its own.
+        unsafe { std::ptr::copy_nonoverlapping(self.rw.as_ptr().add(at), out.as_mut_ptr(), out.len()) };
+        out
+    }
+
     /// Copies `code` behind what is there and returns its executable address; `None` if it does not fit.
     pub fn publish(&mut self, code: &[u8]) -> Option<*const u8> {
         if code.len() > self.room() {

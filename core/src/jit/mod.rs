@@ -5,6 +5,9 @@
 
 pub mod buffer;
 pub mod entry;
+pub mod frame;
+pub mod run;
+pub mod stubs;
 pub mod thunk;
 pub mod x87;
 

@@ -19,6 +19,7 @@ use crate::mem::Memory;
 use crate::mmu::Mmu;
 use crate::output::OutputSink;
 use crate::state::{Field, Reader, State, StateError, Writer};
+use crate::translate::Translator;
 use crate::vcpu::{Vcpu, regs};
 
 /// Why [`Vm::run`] returned. The VM is at an instruction boundary and can be run again after any of them.
@@ -62,8 +63,11 @@ pub struct Vm {
     pub cache: BlockCache,
     /// What executes the guest; may be changed between two runs.
     pub engine: Engine,
-    /// The translator's switches; may be changed before the first run.
+    /// The translator's switches and the size of its code cache in bytes; may be changed before the first run.
     pub jit_options: JitOptions,
+    pub jit_buffer: usize,
+    /// Made by the first run on [`Engine::Jit`].
+    pub(crate) translator: Option<Box<Translator>>,
     /// SMP: icount at which the current vCPU's time slice ends.
     pub(crate) slice_end: u64,
     /// icount of the next state hash.
@@ -71,6 +75,8 @@ pub struct Vm {
     /// icount of the next look at a live input port.
     pub(crate) next_poll: u64,
     pub(crate) filter: AddressFilter,
+    /// Leave translated code after each block.
+    pub(crate) one_block: bool,
     /// icount of the exception the debugger was stopped before last.
     pub(crate) shown_exception: Option<u64>,
     memory_hash: MemoryHash,
@@ -110,10 +116,13 @@ impl Vm {
             cache: BlockCache::new(config.cpu),
             engine: Engine::default(),
             jit_options: JitOptions::default(),
+            jit_buffer: crate::translate::cache::BUFFER,
+            translator: None,
             slice_end: config.slice,
             next_hash: config.hash_interval.max(1),
             next_poll: 0,
             filter: AddressFilter::default(),
+            one_block: false,
             shown_exception: None,
             memory_hash: MemoryHash::default(),
             config,
@@ -146,6 +155,9 @@ impl Vm {
         self.sys.mem.code_writes.clear();
         self.sys.mem.table_writes.clear();
         self.cache.flush(&mut self.sys.mem);
+        if let Some(t) = &mut self.translator {
+            t.flush(&mut self.sys.mem);
+        }
         self.sys.mmu.reset(&mut self.sys.mem);
         for cpu in &mut self.vcpus {
             cpu.refresh();

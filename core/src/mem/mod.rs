@@ -3,9 +3,11 @@
 //! has no write tag". So every writer of memory can revoke what its write makes stale, whoever else is running.
 //! Knows nothing of paging or instructions. Every write to RAM by anyone passes a check of the page's flags.
 
+mod code;
 pub mod map;
 pub mod ram;
 
+use code::CodeMap;
 pub use map::{MemMap, Region, RegionKind, Shadow, Target};
 pub use ram::{Pod, Ram};
 
@@ -17,7 +19,8 @@ pub mod page {
     /// Written since the flag was last cleared (state hashing and checkpoints clear it). May be set by an access
     /// that was checked for writing and then not made.
     pub const DIRTY: u8 = 1;
-    /// Holds bytes some decoded or translated block was made from.
+    /// Holds bytes some decoded or translated block was made from. Changed by [`super::Memory::mark_code`] and
+    /// [`super::Memory::unmark_code`].
     pub const CODE: u8 = 2;
     /// Is a guest page table with shadow entries made from it: writes are traced.
     pub const TABLE: u8 = 4;
@@ -45,11 +48,13 @@ pub struct Memory {
     pub map: MemMap,
     /// One byte per page of the slab, see [`page`]. Changed by [`Memory::set_flags`] and [`Memory::clear_flags`].
     pub flags: Vec<u8>,
+    /// What the pages flagged CODE hold of code.
+    code: CodeMap,
     /// AND-mask of physical addresses (A20 gate). Changed by [`Memory::set_a20`].
     pub a20_mask: u64,
     /// The software TLB of all vCPUs.
     pub tlb: Tlb,
-    /// Writes to CODE pages since the engine last drained them.
+    /// Writes to the parts of CODE pages that hold code, since the engine last drained them.
     pub code_writes: Vec<Traced>,
     /// Writes to TABLE pages since the MMU last drained them (drained before the next translation).
     pub table_writes: Vec<Traced>,
@@ -69,14 +74,16 @@ impl Memory {
     /// RAM of `size` bytes: below 3 GiB, then from 4 GiB on. `rom_pages` more pages are kept for ROM images.
     pub fn new(size: u64, rom_pages: u64) -> std::io::Result<Self> {
         let pages = (size >> PAGE_SHIFT) + rom_pages;
+        let ram = Ram::new(pages << PAGE_SHIFT)?;
         Ok(Self {
-            ram: Ram::new(pages << PAGE_SHIFT)?,
+            tlb: Tlb::new(pages as usize, ram.host()),
+            ram,
             map: MemMap::new(size),
             flags: vec![0; pages as usize],
+            code: CodeMap::new(pages as usize),
             a20_mask: u64::MAX,
             code_writes: Vec::new(),
             table_writes: Vec::new(),
-            tlb: Tlb::new(pages as usize),
             watch_writes: Vec::new(),
             written: None,
             remapped: false,
@@ -142,12 +149,17 @@ impl Memory {
         }
     }
 
-    /// Bookkeeping of a vCPU's store, whose caller drains `table_writes` after it. Returns the page's flags.
+    /// Bookkeeping of a vCPU's store, whose caller drains `table_writes` after it. Returns the page's flags, CODE
+    /// only if the bytes written may be code.
     #[inline]
     pub(crate) fn note_store(&mut self, gpa: Gpa, off: usize, len: u32) -> u8 {
-        let f = self.mark_dirty(off >> PAGE_SHIFT);
+        let mut f = self.mark_dirty(off >> PAGE_SHIFT);
         if f & page::CODE != 0 {
-            self.code_writes.push(Traced { gpa, len });
+            if self.code.overlaps(off, len) {
+                self.code_writes.push(Traced { gpa, len });
+            } else {
+                f &= !page::CODE;
+            }
         }
         if f & page::TABLE != 0 {
             self.table_writes.push(Traced { gpa, len });
@@ -159,7 +171,7 @@ impl Memory {
     /// (see [`crate::mmu::walk::Walk::set_accessed`]); the walk drains `table_writes`.
     pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize, trace: bool) {
         let f = self.mark_dirty(off >> PAGE_SHIFT);
-        if f & page::CODE != 0 {
+        if f & page::CODE != 0 && self.code.overlaps(off, 1) {
             self.code_writes.push(Traced { gpa, len: 1 });
         }
         if trace && f & page::TABLE != 0 {
@@ -181,6 +193,21 @@ impl Memory {
             }
         }
         *f
+    }
+
+    /// A block was made from `len` bytes at offset `start` of a slab page (what lies beyond the page is not meant).
+    /// Whoever keeps blocks calls this once for each block and page, and [`Memory::unmark_code`] when the block
+    /// dies: a page is code until no cache has a block of it left.
+    pub fn mark_code(&mut self, slab_page: usize, start: usize, len: usize) {
+        self.code.mark(slab_page, start, len);
+        self.set_flags(slab_page, page::CODE);
+    }
+
+    /// A block that was marked on a slab page died.
+    pub fn unmark_code(&mut self, slab_page: usize) {
+        if self.code.unmark(slab_page) {
+            self.clear_flags(slab_page, page::CODE);
+        }
     }
 
     /// Sets flags of a slab page. Flags that trace writes revoke the page's write tags.
@@ -322,7 +349,7 @@ mod tests {
     #[test]
     fn writes_are_noted_by_page() {
         let mut m = Memory::new(16 << 20, 1).unwrap();
-        m.set_flags(3, page::CODE);
+        m.mark_code(3, 0x40, 1);
         m.set_flags(4, page::TABLE | page::WATCH);
         m.write_phys(Gpa(0x2ff0), &[1; 0x2020]);
         assert_eq!(m.take_dirty(), [2, 3, 4, 5]);

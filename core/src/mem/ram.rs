@@ -64,6 +64,10 @@ impl Ram {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+    /// Host address of the slab, the same as long as it lives.
+    pub fn host(&self) -> u64 {
+        self.map.as_ptr() as u64
+    }
 
     /// Reads a value at slab offset `off`.
     #[inline(always)]

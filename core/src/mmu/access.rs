@@ -137,7 +137,7 @@ impl Ctx<'_> {
 
     /// Translates an instruction-fetch address: the guest-physical address, and where it lies in the slab (`None`:
     /// device memory). While `cpu.tlb` and [`crate::mmu::tlb::Tlb::epoch`] stay the same, so does the answer for
-    /// every address of the page if it lies in the slab.
+    /// every address of the page if it lies in the slab and the page tables in RAM or ROM.
     #[inline(always)]
     pub fn fetch_target(&mut self, lin: u64) -> Result<(Gpa, Option<usize>), Exception> {
         match self.sys.mem.tlb.exec_hit(self.cpu.tlb.0, lin) {
@@ -164,7 +164,7 @@ impl Ctx<'_> {
         hit(self).map(|at| (at, left))
     }
 
-    /// The TLB array of an access.
+    /// The data array of an access.
     #[inline(always)]
     fn array(&self, who: Privilege) -> u32 {
         match who {

@@ -29,7 +29,8 @@ use shadow::{Shadow, ShadowStep};
 use switch::CpuSpace;
 use watch::Watches;
 
-/// Which TLB array a vCPU's accesses use now. Derived from (ASID, privilege); never saved.
+/// Which TLB arrays a vCPU's accesses use now: the number of the data array, `asid << 3 | view`; that of the fetch array
+/// is this with [`tlb::FETCH`]. Derived from (ASID, privilege); never saved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TlbRef(pub u32);
 
@@ -53,7 +54,7 @@ pub enum Privilege {
     User,
 }
 
-/// The privilege an access is checked with: each ASID has a TLB array for each.
+/// The privilege an access is checked with: each ASID has two TLB arrays for each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum View {
@@ -91,6 +92,17 @@ pub struct Counters {
     pub recycled: u64,
 }
 
+/// How much of what the MMU has is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Address spaces, at most [`asid::ASIDS`] - 1.
+    pub asids: usize,
+    /// Guest pages whose writes are traced because they hold page tables.
+    pub traced_pages: usize,
+    /// Shadow tables, at most [`shadow::MAX_NODES`].
+    pub nodes: usize,
+}
+
 /// An address space, for views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsidView {
@@ -98,8 +110,10 @@ pub struct AsidView {
     pub paging: Paging,
     /// Greater is more recent.
     pub last_used: u64,
-    /// TLB entries in its arrays, by [`View`].
+    /// TLB entries in its data arrays, by [`View`].
     pub entries: [usize; tlb::VIEWS],
+    /// TLB entries in its fetch arrays, by [`View`].
+    pub fetch_entries: [usize; tlb::VIEWS],
 }
 
 /// The VM's MMU state: all derived, never saved, dropped on restore.
@@ -153,13 +167,26 @@ impl Mmu {
         self.watch_hit.take()
     }
 
+    /// What is in use now.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            asids: self.spaces.iter().count(),
+            traced_pages: self.shadow.traced_pages(),
+            nodes: self.shadow.len(),
+        }
+    }
+
     /// The live address spaces.
     pub fn asids(&self, mem: &Memory) -> Vec<AsidView> {
+        let count = |asid: Asid, fetch: u32| {
+            std::array::from_fn(|v| mem.tlb.entries(tlb::arrays(asid).start | fetch | v as u32).count())
+        };
         let view = |(asid, s): (Asid, &asid::Space)| AsidView {
             asid,
             paging: s.paging,
             last_used: self.spaces.last_used(asid),
-            entries: std::array::from_fn(|v| mem.tlb.entries(u32::from(asid.0) << 2 | v as u32).count()),
+            entries: count(asid, 0),
+            fetch_entries: count(asid, tlb::FETCH),
         };
         self.spaces.iter().map(view).collect()
     }

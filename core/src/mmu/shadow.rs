@@ -7,7 +7,7 @@
 //! space, go before the next access. A node nothing points to, or whose page is written like data, is dropped.
 
 use super::asid::Spaces;
-use super::tlb::VIEWS;
+use super::tlb;
 use super::walk::{Format, Rights, Walk, pte};
 use crate::addr::Asid;
 use crate::mem::{Memory, Target, Traced, page};
@@ -292,8 +292,8 @@ impl Shadow {
             return;
         }
         for (asid, lin) in places {
-            for v in 0..VIEWS as u32 {
-                mem.tlb.clear_range((u32::from(asid.0) << 2) | v, lin, pages);
+            for a in tlb::arrays(asid) {
+                mem.tlb.clear_range(a, lin, pages);
             }
         }
     }
@@ -426,8 +426,8 @@ impl Shadow {
 
     /// Forgets that `asid` uses these tables, and the tables nobody else uses. Its TLB arrays are emptied too.
     pub fn release(&mut self, spaces: &mut Spaces, mem: &mut Memory, asid: Asid) {
-        for v in 0..VIEWS as u32 {
-            mem.tlb.clear_array((u32::from(asid.0) << 2) | v);
+        for a in tlb::arrays(asid) {
+            mem.tlb.clear_array(a);
         }
         for root in spaces.get(asid).roots.into_iter().flatten() {
             spaces.unroot(asid, root);

@@ -4,7 +4,7 @@
 use super::access::{canonical, segment_fault, slab};
 use super::shadow::Leaf;
 use super::switch::array;
-use super::tlb::Fill;
+use super::tlb::{FETCH, Fill};
 use super::walk::{Format, Miss, Rights, pf, walk};
 use super::{Access, Mmu, Paging, Privilege, View};
 use crate::addr::{Asid, Gpa, PAGE_SHIFT};
@@ -82,6 +82,7 @@ impl Ctx<'_> {
 
     /// Translates one page's part of an access, with all side effects on the paging structures, and fills the TLB.
     fn resolve(&mut self, lin: u64, access: Access, view: View) -> Result<Place, Exception> {
+        let epoch = self.sys.mem.tlb.epoch();
         // Also heals a `TlbRef` whose inputs changed without `mmu_switch`.
         self.mmu_switch();
         let asid = self.sys.mmu.current(self.cpu.index);
@@ -89,8 +90,9 @@ impl Ctx<'_> {
         mmu.sync(mem);
         mmu.counters.misses += 1;
         let found = mmu.translate(mem, asid, lin, access, view);
-        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() {
-            // An accessed or dirty bit lies in a page of code or in a watched one.
+        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() || mem.tlb.epoch() != epoch {
+            // An accessed or dirty bit lies in code or in a watched page, or a translation has gone: the next
+            // instruction is fetched anew.
             self.sys.end_block();
         }
         found
@@ -232,12 +234,14 @@ impl Ctx<'_> {
 
     fn write_ram(&mut self, gpa: Gpa, off: usize, len: usize, v: u128) {
         let mem = &mut self.sys.mem;
+        let epoch = mem.tlb.epoch();
         let flags = mem.note_store(gpa, off, len as u32);
         mem.ram.write_bytes(off, &v.to_le_bytes()[..len]);
         if flags & page::TABLE != 0 {
             self.sys.mmu.sync(mem);
         }
-        if flags & page::CODE != 0 {
+        // Code was overwritten, or a translation has gone that the next instruction may be fetched through.
+        if flags & page::CODE != 0 || mem.tlb.epoch() != epoch {
             self.sys.end_block();
         }
     }
@@ -300,7 +304,7 @@ impl Mmu {
             mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);
         }
         if found.cacheable {
-            self.fill(mem, asid, view, &paging, lin, &found, target);
+            self.fill(mem, asid, lin, access, view, &found, target);
         }
         Ok(Place { gpa: found.gpa, target })
     }
@@ -340,23 +344,26 @@ impl Mmu {
         Ok(Found { gpa: w.gpa, rights: w.rights, dirty: w.dirty(), cacheable: w.cacheable() })
     }
 
-    /// Installs the TLB entry of a page: a tag for each kind of access that may go straight to the slab.
+    /// Installs the TLB entry of a page: for a fetch its token, else a tag for each kind of data access that may go
+    /// straight to the slab.
     fn fill(
         &mut self,
         mem: &mut Memory,
         asid: Asid,
-        view: View,
-        paging: &Paging,
         lin: u64,
+        access: Access,
+        view: View,
         found: &Found,
         target: Target,
     ) {
         let Some(off) = slab(target) else { return };
         let slab_page = off >> PAGE_SHIFT;
+        let exec = access == Access::Exec;
+        let paging = self.spaces.get(asid).paging;
         let can = |a| paging.allows(found.rights, a, view);
         let plain = matches!(target, Target::Ram(_))
             && mem.flags[slab_page] & (page::SLOW | page::DIRTY) == page::DIRTY;
-        let data = view != View::UserAligned;
+        let data = !exec && view != View::UserAligned;
         let (read, write) = if self.watches.any() { self.watches.tags(lin, found.gpa) } else { (true, true) };
         self.counters.fills += 1;
         let fill = Fill {
@@ -365,9 +372,9 @@ impl Mmu {
             slab: slab_page,
             read: data && read && can(Access::Read),
             write: data && write && found.dirty && plain && can(Access::Write),
-            exec: can(Access::Exec),
+            exec,
         };
-        mem.tlb.fill(array(asid, view), fill);
+        mem.tlb.fill(array(asid, view) | if exec { FETCH } else { 0 }, fill);
     }
 
     #[cold]

@@ -1,4 +1,4 @@
-//! Which TLB array a vCPU uses: chosen again whenever a control register, the CPL or EFLAGS.AC changes. A switch
+//! Which TLB arrays a vCPU uses: chosen again whenever a control register, the CPL or EFLAGS.AC changes. A switch
 //! between known address spaces or privileges swaps an index and flushes nothing.
 
 use super::{Mmu, Paging, Privilege, TlbRef, View};
@@ -57,9 +57,9 @@ impl CpuSpace {
     }
 }
 
-/// The array of an ASID and view.
+/// The data array of an ASID and view.
 pub(super) const fn array(asid: Asid, view: View) -> u32 {
-    (asid.0 as u32) << 2 | view as u32
+    (asid.0 as u32) << 3 | view as u32
 }
 
 impl Ctx<'_> {

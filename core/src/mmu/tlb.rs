@@ -1,39 +1,73 @@
-//! The software TLB: direct-mapped arrays, one per ASID and view, that map a linear page straight to the slab.
+//! The software TLB: direct-mapped arrays that map a linear page straight to the slab: for each ASID and view one
+//! for data and one for fetches, so that code and data pages never evict each other.
 //!
-//! An entry has a tag per kind of access; a tag that matches says that the access is allowed, needs no A/D update,
-//! no trace, no watch, and goes to RAM (or ROM, for reads). The entries of a slab page are linked, so that whoever
-//! sets a flag on a page (`mem::page`) can revoke exactly the write tags that page has: "a page that is clean or has
-//! a SLOW flag has no write tag" is kept by [`crate::mem::Memory`], which therefore owns the TLB.
+//! A data entry has a tag per kind of access; a tag that matches says that the access is allowed, needs no A/D update,
+//! no trace, no watch, and goes to RAM (or ROM, for reads). A fetch entry has a [`token`]. The entries of a slab page
+//! are linked, so that whoever sets a flag on a page (`mem::page`) can revoke exactly the write tags that page has:
+//! "a page that is clean or has a SLOW flag has no write tag" is kept by [`crate::mem::Memory`], which therefore owns
+//! the TLB.
+//!
+//! All arrays are allocated at once, as words of zeroes the host backs when they are touched: they never move, so
+//! generated code may look into them at fixed addresses (see [`Tlb::base`]).
+
+use super::asid::ASIDS;
+use super::walk::MAXPHYADDR;
+use crate::addr::Asid;
+use std::ops::Range;
 
 /// log2 of the entries of an array.
 pub const ENTRY_BITS: u32 = 10;
 /// Entries of an array.
 pub const ENTRIES: usize = 1 << ENTRY_BITS;
-/// Arrays of an ASID, see [`super::View`].
+/// Views of an ASID, see [`super::View`].
 pub const VIEWS: usize = 4;
+/// Arrays of an ASID: number `asid << 3 | view` for data, and with [`FETCH`] for fetches.
+pub const ARRAYS: usize = 2 * VIEWS;
+/// The bit that makes the number of a data array that of the fetch array of the same ASID and view.
+pub const FETCH: u32 = 4;
 
 const PAGE: u64 = !0xfff;
 
-/// A TLB entry. A tag is the linear page with its low 12 bits set; 0 never matches.
+/// A TLB entry: in a data array `read` and `write` are tags (the linear page with its low 12 bits set; 0 never
+/// matches) and `exec` is 0; in a fetch array `exec` is a [`token`] and the tags are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Entry {
     pub read: u64,
     pub write: u64,
     pub exec: u64,
-    /// Slab offset minus linear address.
+    /// Host address minus linear address.
     pub addend: u64,
 }
+
+/// An entry as it is stored.
+type Words = [u64; 4];
+const READ: usize = 0;
+const WRITE: usize = 1;
+const EXEC: usize = 2;
+const ADDEND: usize = 3;
+const _: () = assert!(
+    size_of::<Words>() == size_of::<Entry>()
+        && std::mem::offset_of!(Entry, read) == 8 * READ
+        && std::mem::offset_of!(Entry, write) == 8 * WRITE
+        && std::mem::offset_of!(Entry, exec) == 8 * EXEC
+        && std::mem::offset_of!(Entry, addend) == 8 * ADDEND
+);
 
 impl Entry {
     /// Base of the linear page; `None` if the entry is empty.
     pub const fn page(&self) -> Option<u64> {
-        let any = self.read | self.write | self.exec;
-        if any == 0 { None } else { Some(any & PAGE) }
+        match (self.read | self.write, self.exec) {
+            (0, 0) => None,
+            (0, t) => Some((t as i64 >> 16) as u64 & PAGE),
+            (tag, _) => Some(tag & PAGE),
+        }
     }
-    const fn slab_page(&self) -> usize {
-        let any = self.read | self.write | self.exec;
-        ((any & PAGE).wrapping_add(self.addend) >> 12) as usize
+    const fn of(w: Words) -> Self {
+        Self { read: w[READ], write: w[WRITE], exec: w[EXEC], addend: w[ADDEND] }
+    }
+    const fn words(self) -> Words {
+        [self.read, self.write, self.exec, self.addend]
     }
 }
 
@@ -43,14 +77,18 @@ pub const fn tag(lin: u64, size: usize) -> u64 {
     lin.wrapping_add(size as u64 - 1) | 0xfff
 }
 
-/// The cold half of an entry.
-#[derive(Clone, Copy, Debug, Default)]
-struct Info {
-    /// Guest-physical page.
-    gpa: u64,
-    /// Neighbours in the list of the slab page; entry number + 1, 0 = none.
-    next: u32,
-    prev: u32,
+/// Set in every token, so that an empty entry holds none.
+const TOKEN: u64 = 1 << 27;
+const _: () = assert!(MAXPHYADDR - 12 <= 27);
+
+/// What the fetch entry of an address space and view holds if linear page `lin` is executable there and is
+/// guest-physical page `gpa`: bits 47:12 of `lin` in bits 63:28, bit 27 set, bits 38:12 of `gpa` in bits 26:0. Never 0.
+///
+/// It does not tell a linear address from the one that differs in bits 63:48 only: whoever compares tokens has
+/// checked that `lin` is canonical.
+#[inline(always)]
+pub const fn token(lin: u64, gpa: u64) -> u64 {
+    (lin & PAGE) << 16 | TOKEN | gpa >> 12
 }
 
 /// What a fill installs.
@@ -62,94 +100,135 @@ pub struct Fill {
     pub gpa: u64,
     /// Slab page number.
     pub slab: usize,
+    /// Rights: in a data array the first two count, in a fetch array the last.
     pub read: bool,
     pub write: bool,
     pub exec: bool,
 }
 
+/// The cold half of an entry: guest-physical frame, and the neighbours in the list of the slab page (entry number + 1,
+/// 0 = none).
+type Info = [u32; 3];
+const FRAME: usize = 0;
+const NEXT: usize = 1;
+const PREV: usize = 2;
+
 /// All TLB arrays of a VM.
 pub struct Tlb {
-    entries: Vec<Entry>,
+    entries: Vec<Words>,
     infos: Vec<Info>,
     /// First entry of each slab page; entry number + 1, 0 = none.
     heads: Vec<u32>,
     /// Arrays filled since they were cleared.
     used: Vec<bool>,
+    /// Host address of the slab.
+    host: u64,
     epoch: u64,
+    /// An entry with a write tag was replaced since the epoch last changed.
+    replaced_write: bool,
 }
 
 impl Tlb {
-    /// An empty TLB over a slab of `pages` pages.
-    pub fn new(pages: usize) -> Self {
-        Self { entries: Vec::new(), infos: Vec::new(), heads: vec![0; pages], used: Vec::new(), epoch: 0 }
+    /// An empty TLB over a slab of `pages` pages at host address `host`.
+    pub fn new(pages: usize, host: u64) -> Self {
+        let arrays = ASIDS * ARRAYS;
+        Self {
+            // Arrays of integers, because only of such does `vec!` take zeroed memory as it comes.
+            entries: vec![[0; 4]; arrays << ENTRY_BITS],
+            infos: vec![[0; 3]; arrays << ENTRY_BITS],
+            heads: vec![0; pages],
+            used: vec![false; arrays],
+            host,
+            epoch: 0,
+            replaced_write: false,
+        }
     }
 
-    /// Changes whenever an exec tag is revoked: a cache of fetch translations made under the same `TlbRef` and the
-    /// same epoch is still right.
+    /// The first of the [`ENTRIES`] entries of an array. It stays where it is as long as the TLB lives.
+    pub fn base(&self, array: u32) -> *const Entry {
+        let first = (array as usize % (ASIDS * ARRAYS)) << ENTRY_BITS;
+        self.entries.as_ptr().wrapping_add(first).cast()
+    }
+
+    /// Changes whenever a translation or a right that anybody may have used is revoked: what was looked up in one
+    /// array is right as long as the epoch is the same, even if its entry has been replaced by another page's since.
     #[inline(always)]
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    fn revoked(&mut self) {
+        self.epoch += 1;
+        self.replaced_write = false;
     }
 
     /// The slab offset of `lin` if a read tag allows a read of `size` bytes.
     #[inline(always)]
     pub fn read_hit(&self, array: u32, lin: u64, size: usize) -> Option<usize> {
         let e = self.entries.get(slot(array, lin))?;
-        (e.read == tag(lin, size)).then(|| lin.wrapping_add(e.addend) as usize)
+        (e[READ] == tag(lin, size)).then(|| self.offset(e, lin))
     }
 
     /// The slab offset of `lin` if a write tag allows a write of `size` bytes.
     #[inline(always)]
     pub fn write_hit(&self, array: u32, lin: u64, size: usize) -> Option<usize> {
         let e = self.entries.get(slot(array, lin))?;
-        (e.write == tag(lin, size)).then(|| lin.wrapping_add(e.addend) as usize)
+        (e[WRITE] == tag(lin, size)).then(|| self.offset(e, lin))
     }
 
-    /// The guest-physical address and slab offset of `lin` if an exec tag allows a fetch.
+    /// The guest-physical address and slab offset of `lin` if it may be fetched from; `array` is the number of the
+    /// data array.
     #[inline(always)]
     pub fn exec_hit(&self, array: u32, lin: u64) -> Option<(u64, usize)> {
-        let i = slot(array, lin);
-        let e = self.entries.get(i)?;
-        let info = self.infos.get(i)?;
-        (e.exec == lin | 0xfff).then(|| (info.gpa | (lin & 0xfff), lin.wrapping_add(e.addend) as usize))
+        let e = self.entries.get(slot(array | FETCH, lin))?;
+        // What is left of the right token is the frame.
+        let frame = e[EXEC] ^ token(lin, 0);
+        let canonical = (lin << 16) as i64 >> 16 == lin as i64;
+        (frame < TOKEN && canonical).then(|| (frame << 12 | lin & 0xfff, self.offset(e, lin)))
+    }
+
+    #[inline(always)]
+    fn offset(&self, e: &Words, lin: u64) -> usize {
+        lin.wrapping_add(e[ADDEND]).wrapping_sub(self.host) as usize
     }
 
     /// Installs (or replaces) the entry of a page.
     pub fn fill(&mut self, array: u32, f: Fill) {
         let a = array as usize;
-        if self.used.len() <= a {
-            self.used.resize(a + 1, false);
-            self.entries.resize((a + 1) << ENTRY_BITS, Entry::default());
-            self.infos.resize((a + 1) << ENTRY_BITS, Info::default());
-        }
-        let i = slot(array, f.lin);
-        let tag = |on: bool| if on { f.lin | 0xfff } else { 0 };
-        let addend = ((f.slab as u64) << 12).wrapping_sub(f.lin & PAGE);
-        let entry = Entry { read: tag(f.read), write: tag(f.write), exec: tag(f.exec), addend };
-        if self.entries[i] == entry && self.infos[i].gpa == f.gpa & PAGE {
+        if a >= self.used.len() {
             return;
         }
+        let i = slot(array, f.lin);
+        let (data, lin) = (array & FETCH == 0, f.lin & PAGE);
+        let tag = |on: bool| if on && data { lin | 0xfff } else { 0 };
+        let exec = if f.exec && !data { token(lin, f.gpa) } else { 0 };
+        let addend = ((f.slab as u64) << 12).wrapping_add(self.host).wrapping_sub(lin);
+        let entry = Entry { read: tag(f.read), write: tag(f.write), exec, addend };
+        let frame = (f.gpa >> 12) as u32;
+        if self.entries[i] == entry.words() && self.infos[i][FRAME] == frame {
+            return;
+        }
+        self.replaced_write |= self.entries[i][WRITE] != 0;
         self.clear(i);
         if entry.page().is_none() {
             return;
         }
         self.used[a] = true;
-        self.entries[i] = entry;
-        self.link(i, f.slab, f.gpa & PAGE);
+        self.entries[i] = entry.words();
+        self.link(i, f.slab, frame);
     }
 
     /// Revokes the write tags of a slab page.
     pub fn drop_write(&mut self, slab: usize) {
         let mut n = self.heads[slab];
+        let mut revoked = self.replaced_write;
         while n != 0 {
             let i = n as usize - 1;
-            n = self.infos[i].next;
-            let e = &mut self.entries[i];
-            if e.read | e.exec == 0 {
-                self.clear(i);
-            } else {
-                e.write = 0;
-            }
+            n = self.infos[i][NEXT];
+            revoked |= self.clear_write(i);
+        }
+        if revoked {
+            self.revoked();
         }
     }
 
@@ -158,46 +237,43 @@ impl Tlb {
         while self.heads[slab] != 0 {
             self.clear(self.heads[slab] as usize - 1);
         }
+        self.revoked();
     }
 
     /// Revokes every write tag.
     pub fn drop_all_writes(&mut self) {
-        for a in 0..self.used.len() {
+        for a in (0..self.used.len()).filter(|a| *a as u32 & FETCH == 0) {
             if self.used[a] {
                 for i in a << ENTRY_BITS..(a + 1) << ENTRY_BITS {
-                    let e = &mut self.entries[i];
-                    if e.write != 0 {
-                        if e.read | e.exec == 0 {
-                            self.clear(i);
-                        } else {
-                            e.write = 0;
-                        }
-                    }
+                    self.clear_write(i);
                 }
             }
         }
+        self.revoked();
     }
 
     /// Revokes all tags of a linear page in every array.
     pub fn drop_linear(&mut self, lin: u64) {
         for a in 0..self.used.len() {
             let i = slot(a as u32, lin);
-            if self.entries[i].page() == Some(lin & PAGE) {
+            if Entry::of(self.entries[i]).page() == Some(lin & PAGE) {
                 self.clear(i);
             }
         }
+        self.revoked();
     }
 
     /// Revokes all tags of `pages` linear pages from `base` in one array.
     pub fn clear_range(&mut self, array: u32, base: u64, pages: u64) {
+        self.revoked();
         if !self.used.get(array as usize).is_some_and(|u| *u) {
             return;
         }
-        let inside = |e: &Entry| e.page().is_some_and(|p| p.wrapping_sub(base) >> 12 < pages);
+        let inside = |w: Words| Entry::of(w).page().is_some_and(|p| p.wrapping_sub(base) >> 12 < pages);
         if pages < ENTRIES as u64 {
             for n in 0..pages {
                 let i = slot(array, base.wrapping_add(n << 12));
-                if inside(&self.entries[i]) {
+                if inside(self.entries[i]) {
                     self.clear(i);
                 }
             }
@@ -205,7 +281,7 @@ impl Tlb {
         }
         let first = (array as usize) << ENTRY_BITS;
         for i in first..first + ENTRIES {
-            if inside(&self.entries[i]) {
+            if inside(self.entries[i]) {
                 self.clear(i);
             }
         }
@@ -213,6 +289,7 @@ impl Tlb {
 
     /// Empties one array.
     pub fn clear_array(&mut self, array: u32) {
+        self.revoked();
         let a = array as usize;
         if self.used.get(a).is_some_and(|u| *u) {
             for i in a << ENTRY_BITS..(a + 1) << ENTRY_BITS {
@@ -230,40 +307,61 @@ impl Tlb {
     }
 
     /// The entries of an array that hold something, with their guest-physical pages.
-    pub fn entries(&self, array: u32) -> impl Iterator<Item = (&Entry, u64)> {
+    pub fn entries(&self, array: u32) -> impl Iterator<Item = (Entry, u64)> {
         let first = ((array as usize) << ENTRY_BITS).min(self.entries.len());
-        let last = (first + ENTRIES).min(self.entries.len());
+        let last = match self.used.get(array as usize) {
+            Some(true) => first + ENTRIES,
+            _ => first,
+        };
         let both = self.entries[first..last].iter().zip(&self.infos[first..last]);
-        both.filter(|(e, _)| e.page().is_some()).map(|(e, i)| (e, i.gpa))
+        both.map(|(e, i)| (Entry::of(*e), u64::from(i[FRAME]) << 12)).filter(|(e, _)| e.page().is_some())
     }
 
     fn clear(&mut self, i: usize) {
-        let e = self.entries[i];
-        if e.page().is_some() {
-            self.epoch += u64::from(e.exec != 0);
-            self.unlink(i, e.slab_page());
-            self.entries[i] = Entry::default();
+        let e = Entry::of(self.entries[i]);
+        if let Some(page) = e.page() {
+            let slab = self.offset(&self.entries[i], page) >> 12;
+            self.unlink(i, slab);
+            self.entries[i] = [0; 4];
         }
     }
 
-    fn link(&mut self, i: usize, slab: usize, gpa: u64) {
+    /// Clears the write tag of an entry; says whether it had one.
+    fn clear_write(&mut self, i: usize) -> bool {
+        let e = &mut self.entries[i];
+        let had = e[WRITE] != 0;
+        if had && e[READ] == 0 {
+            self.clear(i);
+        } else {
+            e[WRITE] = 0;
+        }
+        had
+    }
+
+    fn link(&mut self, i: usize, slab: usize, frame: u32) {
         let head = std::mem::replace(&mut self.heads[slab], i as u32 + 1);
-        self.infos[i] = Info { gpa, next: head, prev: 0 };
+        self.infos[i] = [frame, head, 0];
         if head != 0 {
-            self.infos[head as usize - 1].prev = i as u32 + 1;
+            self.infos[head as usize - 1][PREV] = i as u32 + 1;
         }
     }
 
     fn unlink(&mut self, i: usize, slab: usize) {
-        let Info { next, prev, .. } = self.infos[i];
+        let [_, next, prev] = self.infos[i];
         match prev {
             0 => self.heads[slab] = next,
-            p => self.infos[p as usize - 1].next = next,
+            p => self.infos[p as usize - 1][NEXT] = next,
         }
         if next != 0 {
-            self.infos[next as usize - 1].prev = prev;
+            self.infos[next as usize - 1][PREV] = prev;
         }
     }
+}
+
+/// The numbers of the arrays of an ASID.
+pub fn arrays(asid: Asid) -> Range<u32> {
+    let first = u32::from(asid.0) * ARRAYS as u32;
+    first..first + ARRAYS as u32
 }
 
 /// Number of the entry that may hold `lin`.

@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
-use crate::isa::{Row, lockable, row};
+use crate::isa::{Row, locked, same};
 use crate::vcpu::flags::bit::{ARITH, CF};
 use iced_x86::Code;
 
@@ -45,12 +45,12 @@ fn unary<O: Unary, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    lockable unary<Inc> 4: Inc_rm8 Inc_rm16 Inc_rm32 Inc_rm64;
-    row unary<Inc> u16: Inc_r16;
-    row unary<Inc> u32: Inc_r32;
-    lockable unary<Dec> 4: Dec_rm8 Dec_rm16 Dec_rm32 Dec_rm64;
-    row unary<Dec> u16: Dec_r16;
-    row unary<Dec> u32: Dec_r32;
-    lockable unary<Neg> 4: Neg_rm8 Neg_rm16 Neg_rm32 Neg_rm64;
-    lockable unary<Not> 4: Not_rm8 Not_rm16 Not_rm32 Not_rm64;
+    locked unary<Inc> 4: Inc_rm8 Inc_rm16 Inc_rm32 Inc_rm64;
+    same unary<Inc> u16: Inc_r16;
+    same unary<Inc> u32: Inc_r32;
+    locked unary<Dec> 4: Dec_rm8 Dec_rm16 Dec_rm32 Dec_rm64;
+    same unary<Dec> u16: Dec_r16;
+    same unary<Dec> u32: Dec_r32;
+    locked unary<Neg> 4: Neg_rm8 Neg_rm16 Neg_rm32 Neg_rm64;
+    locked unary<Not> 4: Not_rm8 Not_rm16 Not_rm32 Not_rm64;
 };

@@ -3,9 +3,11 @@
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::alu::arith::{add, sub};
+use crate::isa::insn::ExecFn;
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
-use crate::isa::{Row, lockable, row};
+use crate::isa::{Row, lockable, locked, same};
+use crate::translate::{special, stack};
 use crate::vcpu::flags::bit::{ARITH, ZF};
 use crate::vcpu::gpr::{RAX, RBX, RCX, RDX};
 use iced_x86::Code;
@@ -96,12 +98,19 @@ fn cmpxchg16b(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
+const fn exchanges(code: Code, exec: ExecFn) -> Row {
+    lockable(code, exec).emit(stack::xchg)
+}
+const fn compares(code: Code, exec: ExecFn) -> Row {
+    lockable(code, exec).emit(special::cmpxchg)
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    lockable xchg<> 4: Xchg_rm8_r8 Xchg_rm16_r16 Xchg_rm32_r32 Xchg_rm64_r64;
-    row xchg_acc<> 3: Xchg_r16_AX Xchg_r32_EAX Xchg_r64_RAX;
-    lockable xadd<> 4: Xadd_rm8_r8 Xadd_rm16_r16 Xadd_rm32_r32 Xadd_rm64_r64;
-    lockable cmpxchg<> 4: Cmpxchg_rm8_r8 Cmpxchg_rm16_r16 Cmpxchg_rm32_r32 Cmpxchg_rm64_r64;
+    exchanges xchg<> 4: Xchg_rm8_r8 Xchg_rm16_r16 Xchg_rm32_r32 Xchg_rm64_r64;
+    same xchg_acc<> 3: Xchg_r16_AX Xchg_r32_EAX Xchg_r64_RAX;
+    locked xadd<> 4: Xadd_rm8_r8 Xadd_rm16_r16 Xadd_rm32_r32 Xadd_rm64_r64;
+    compares cmpxchg<> 4: Cmpxchg_rm8_r8 Cmpxchg_rm16_r16 Cmpxchg_rm32_r32 Cmpxchg_rm64_r64;
     lockable cmpxchg8b: Cmpxchg8b_m64;
     lockable cmpxchg16b: Cmpxchg16b_m128;
 };

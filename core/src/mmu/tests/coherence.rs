@@ -416,7 +416,7 @@ fn stores_to_code_pages_are_reported_each_time() {
     let mut r = Rig::new(Format::Long);
     r.map(0x40_0000, 0x20_0000 | P | W);
     r.write(0x40_0000, 1u8).unwrap();
-    r.sys.mem.set_flags(0x200, page::CODE);
+    r.sys.mem.mark_code(0x200, 0xfe0, 0x20);
     for i in 0..3 {
         r.sys.limit = u64::MAX;
         r.write(0x40_0ffe, 1u16).unwrap();
@@ -425,7 +425,7 @@ fn stores_to_code_pages_are_reported_each_time() {
         assert_eq!(w, [crate::mem::Traced { gpa: Gpa(0x20_0ffe), len: 2 }]);
     }
     assert!(r.ctx().bulk_page(0x40_0000, Access::Write, Privilege::Current).is_none());
-    r.sys.mem.clear_flags(0x200, page::CODE);
+    r.sys.mem.unmark_code(0x200);
     r.sys.limit = u64::MAX;
     r.write(0x40_0000, 1u8).unwrap();
     assert_eq!(r.sys.limit, u64::MAX);

@@ -1,6 +1,7 @@
 //! Tests of the MMU against guest page tables built by hand.
 #![allow(clippy::unwrap_used)]
 
+mod arrays;
 mod coherence;
 mod paging;
 mod random;

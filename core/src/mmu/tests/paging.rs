@@ -430,7 +430,10 @@ fn views_show_address_spaces_and_shadow_paths() {
     r.fetch(0x40_0000).unwrap();
     let spaces = r.sys.mmu.asids(&r.sys.mem);
     assert_eq!(spaces.len(), 1);
-    assert_eq!((spaces[0].paging.root, spaces[0].entries), (ROOT, [1, 1, 0, 0]));
+    assert_eq!((spaces[0].paging.root, spaces[0].entries), (ROOT, [1, 0, 0, 0]));
+    assert_eq!(spaces[0].fetch_entries, [0, 1, 0, 0]);
+    let usage = r.sys.mmu.usage();
+    assert_eq!((usage.asids, usage.traced_pages, usage.nodes), (1, 4, 4));
     let path = r.sys.mmu.shadow_walk(spaces[0].asid, Gva(0x40_0000));
     assert_eq!(path[0].page, (ROOT >> 12) as usize);
     assert_eq!(path[3].entry, Some(0x20_0000 | P | W | U | A));

@@ -5,6 +5,7 @@ use super::*;
 use crate::addr::Gva;
 use crate::engine::hooks::{Watch, WatchAddr, WatchKind};
 use crate::mem::page;
+use crate::mmu::View;
 use crate::vcpu::flags::bit;
 
 /// Pages that serve as tables and as data at once.
@@ -172,14 +173,54 @@ fn apply(r: &mut Rig, op: Op) -> Result<u128, Exception> {
         Op::Watch(w) => r.sys.mmu.set_watches(&mut r.sys.mem, w.as_slice()),
         Op::TakeDirty => drop(r.sys.mem.take_dirty()),
         Op::Flag(p) => match r.sys.mem.flags[p] & page::CODE {
-            0 => r.sys.mem.set_flags(p, page::CODE),
-            _ => r.sys.mem.clear_flags(p, page::CODE),
+            0 => r.sys.mem.mark_code(p, 0, 0x800),
+            _ => r.sys.mem.unmark_code(p),
         },
     }
     if matches!(op, Op::Root(_) | Op::Pdpte(..) | Op::Controls(_) | Op::Vcpu(_)) {
         r.ctx().mmu_switch();
     }
     Ok(0)
+}
+
+/// Translations the machine has used, which hold as long as the epoch stays.
+#[derive(Default)]
+struct Seen {
+    epoch: u64,
+    list: Vec<(u32, u64, Access, usize)>,
+    /// Checks of translations whose entries had been replaced meanwhile.
+    outlived: u64,
+}
+
+impl Seen {
+    /// Notes what the TLB says of `lin`, and checks all that was noted in this epoch against the tables in memory.
+    fn look(&mut self, r: &Rig, lin: u64) {
+        let (tlb, array) = (&r.sys.mem.tlb, r.cpu.tlb.0);
+        if tlb.epoch() != self.epoch {
+            self.epoch = tlb.epoch();
+            self.list.clear();
+        }
+        let lin = lin & !0xfff;
+        let hit = |lin: u64, kind: Access| match kind {
+            Access::Read => tlb.read_hit(array, lin, 1),
+            Access::Write => tlb.write_hit(array, lin, 1),
+            Access::Exec => tlb.exec_hit(array, lin).map(|(_, at)| at),
+        };
+        for kind in [Access::Read, Access::Write, Access::Exec] {
+            self.list.extend(hit(lin, kind).map(|at| (array, lin, kind, at)));
+        }
+        let paging = crate::mmu::Paging::of(&r.cpu);
+        let view = [View::Supervisor, View::User, View::SupervisorAc, View::UserAligned][array as usize & 3];
+        for &(_, lin, kind, at) in self.list.iter().filter(|s| s.0 == array) {
+            let w = crate::mmu::walk::walk(&r.sys.mem, &paging, lin).unwrap();
+            assert!(paging.allows(w.rights, kind, view) && w.gpa == Gpa(at as u64), "{kind:?} {lin:#x}");
+            if kind == Access::Write {
+                let flags = r.sys.mem.flags[at >> 12];
+                assert!(w.dirty() && flags & (page::SLOW | page::DIRTY) == page::DIRTY, "{lin:#x}");
+            }
+            self.outlived += u64::from(hit(lin, kind).is_none());
+        }
+    }
 }
 
 fn run(mut format: Format, seed: u64, steps: u32, mixed: bool) {
@@ -195,6 +236,7 @@ fn run(mut format: Format, seed: u64, steps: u32, mixed: bool) {
             }
         }
     }
+    let mut seen = Seen::default();
     for step in 0..steps {
         let o = op(&mut g, format, mixed);
         if let Op::Format(f) = o {
@@ -204,6 +246,9 @@ fn run(mut format: Format, seed: u64, steps: u32, mixed: bool) {
         plain.ctx().mmu_switch();
         let (a, b) = (apply(&mut cached, o), apply(&mut plain, o));
         assert_eq!(a, b, "{format:?} seed {seed} step {step}: {o:?}");
+        if let Op::Read(lin, _) | Op::Write(lin, ..) | Op::Rmw(lin) | Op::Fetch(lin) = o {
+            seen.look(&cached, lin);
+        }
         let hit = |r: &mut Rig| r.sys.mmu.take_watch_hit(&mut r.sys.mem);
         assert_eq!(hit(&mut cached), hit(&mut plain), "{format:?} seed {seed} step {step}: {o:?}");
         let (a, b) = (&cached.sys.mem.code_writes, &plain.sys.mem.code_writes);
@@ -220,6 +265,7 @@ fn run(mut format: Format, seed: u64, steps: u32, mixed: bool) {
         }
     }
     let c = cached.sys.mmu.counters;
+    assert!(seen.outlived > 0, "no entry of a valid translation was ever replaced");
     assert!(c.shadow_hits > 0 && c.fills > 0 && c.walks < plain.sys.mmu.counters.walks);
 }
 

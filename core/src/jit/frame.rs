@@ -1,0 +1,162 @@
+//! The frame generated code runs on: what it shares with Rust, at fixed offsets from the host's RSP. Owns the layout
+//! and the stack below it, on which the helpers called from generated code run.
+//!
+//! While generated code runs, RSP points to the frame, and the eight bytes below it ([`FLAGS_BELOW`]) hold the guest's
+//! saved arithmetic flags: PUSHFQ writes them there.
+
+#![allow(unsafe_code)]
+
+use super::run::Run;
+use crate::vcpu::{Seg, Vcpu};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use std::ptr::NonNull;
+
+/// What generated code and Rust share. Every field generated code touches has its offset below.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Frame {
+    /// Guest R13, R14, R15: no host register is left for them.
+    pub high: [u64; 3],
+    /// Instructions left before [`Frame::base`], counted down by each block.
+    pub budget: i64,
+    /// The TLB arrays of the current address space and privilege: data and fetches.
+    pub tlb: u64,
+    pub itlb: u64,
+    /// Bases of ES, CS, SS, DS, FS, GS as they are added to addresses.
+    pub seg_base: [u64; 6],
+    /// The jump cache of the current mode.
+    pub jump_cache: u64,
+    /// Where an indirect jump goes; where a slow path comes back to.
+    pub target: u64,
+    pub resume: u64,
+    /// Address of the vCPU's general registers and of its XMM registers.
+    pub gpr: u64,
+    pub xmm: u64,
+    /// What generated code left for: the address of a `Site`, or the number of a link slot.
+    pub site: u64,
+    /// RFLAGS as the guest's arithmetic flags were saved, while a helper runs.
+    pub flags: u64,
+    /// Nonzero while the guest's SSE registers are in the host's.
+    pub sse: u32,
+    /// MXCSR of the guest (while `sse`), and of Rust code.
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    /// The host's stack pointer to return to.
+    pub host_rsp: u64,
+    /// The helper slow paths call.
+    pub helper: u64,
+    // Below: Rust only.
+    /// icount = base - budget at the start of a block.
+    pub base: u64,
+    /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.
+    pub epoch: u64,
+    /// [`crate::translate::mode::ModeKey`] generated code was entered in.
+    pub mode: u8,
+    /// The run in progress.
+    pub run: *mut Run,
+}
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident = $field:ident;)*) => {
+        $($(#[$doc])* pub const $name: i32 = std::mem::offset_of!(Frame, $field) as i32;)*
+    };
+}
+offsets! {
+    HIGH = high;
+    BUDGET = budget;
+    TLB = tlb;
+    ITLB = itlb;
+    SEG_BASE = seg_base;
+    JUMP_CACHE = jump_cache;
+    TARGET = target;
+    RESUME = resume;
+    GPR = gpr;
+    XMM = xmm;
+    SITE = site;
+    FLAGS = flags;
+    SSE = sse;
+    MXCSR = mxcsr;
+    HOST_MXCSR = host_mxcsr;
+    HOST_RSP = host_rsp;
+    HELPER = helper;
+}
+
+/// Where the guest's saved flags are, relative to the frame.
+pub const FLAGS_BELOW: i32 = -8;
+
+/// Bytes of stack below the frame, for helpers: device models and recorders run on it.
+const STACK: usize = 2 << 20;
+const GUARD: usize = 4096;
+const TOTAL: usize = GUARD + STACK + 4096;
+
+/// A frame and the stack below it, with a guard page at its end.
+pub struct FrameStack {
+    map: NonNull<u8>,
+}
+
+// SAFETY: the mapping belongs to this value alone and is valid in every thread.
+unsafe impl Send for FrameStack {}
+
+impl FrameStack {
+    /// A zeroed frame.
+    pub fn new() -> std::io::Result<Self> {
+        const { assert!(size_of::<Frame>() <= 4096) };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
+        let p = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), TOTAL, ProtFlags::READ | ProtFlags::WRITE, flags)
+        }?;
+        let map =
+            NonNull::new(p.cast::<u8>()).ok_or_else(|| std::io::Error::other("mmap returned address 0"))?;
+        let this = Self { map };
+        // SAFETY: the first page of the mapping just made; nothing has been put there.
+        unsafe { mprotect(p, GUARD, MprotectFlags::empty()) }?;
+        Ok(this)
+    }
+
+    /// The frame's address.
+    pub fn frame(&self) -> *mut Frame {
+        // SAFETY: GUARD + STACK < TOTAL, so the offset stays inside the mapping.
+        unsafe { self.map.as_ptr().add(GUARD + STACK) }.cast()
+    }
+
+    /// The frame, between two runs of generated code.
+    pub fn get(&mut self) -> &mut Frame {
+        // SAFETY: the mapping is zero-filled or holds what was stored before, both valid for every field (integers and
+        // a raw pointer), page-aligned, and generated code does not run while `self` is borrowed here.
+        unsafe { &mut *self.frame() }
+    }
+}
+
+impl Drop for FrameStack {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length; the frame is only reached through `self`.
+        let _ = unsafe { munmap(self.map.as_ptr().cast(), TOTAL) };
+    }
+}
+
+impl Frame {
+    /// Takes over what generated code needs of a vCPU's derived state.
+    pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
+        self.tlb = tlb.base(cpu.tlb.0) as u64;
+        self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
+        for (n, b) in self.seg_base.iter_mut().enumerate() {
+            *b = cpu.seg[n].lin_base;
+        }
+    }
+
+    /// Base of a segment as added to addresses.
+    pub const fn seg_offset(seg: u8) -> i32 {
+        SEG_BASE + 8 * seg as i32
+    }
+
+    /// Offset of guest register `r` (13 to 15).
+    pub const fn high_offset(r: u8) -> i32 {
+        HIGH + 8 * (r as i32 - 13)
+    }
+}
+
+/// Segments whose base generated code always adds.
+pub const fn has_base(seg: u8) -> bool {
+    seg == Seg::Fs as u8 || seg == Seg::Gs as u8
+}

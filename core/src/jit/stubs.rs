@@ -1,0 +1,130 @@
+//! The fixed pieces of generated code: the way in, the way out, and the way to a helper and back. Owns which host
+//! register holds which guest register.
+//!
+//! RAX and R15 are scratch; guest RAX is in R14, guest RSP in R13, guest R13 to R15 in the
+//! frame; every other guest register is in the host register of its name.
+
+// `dynasm!` converts register numbers.
+#![allow(clippy::useless_conversion)]
+
+use super::frame::{
+    FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET, XMM,
+};
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
+
+/// Host register of each guest register; [`IN_FRAME`] if it has none.
+pub const HOST: [u8; 16] = [14, 1, 2, 3, 13, 5, 6, 7, 8, 9, 10, 11, 12, IN_FRAME, IN_FRAME, IN_FRAME];
+/// Marks a guest register that lives in the frame.
+pub const IN_FRAME: u8 = 0xff;
+
+/// Addresses of the stubs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stubs {
+    /// `extern "sysv64" fn(frame, code) -> u32`: enters translated code at an entry that expects saved flags. Returns 0
+    /// if a link slot was left through (its number is in the frame's `site`), else what the helper returned.
+    pub enter: u64,
+    /// Leaves through the link slot whose number is in EAX; the guest's flags are saved.
+    pub leave: u64,
+    /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
+    pub slow: u64,
+}
+
+type Asm = VecAssembler<X64Relocation>;
+
+/// Assembles the stubs for address `base`: the code, and where each is in it.
+pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
+    let mut a: Asm = VecAssembler::new(base as usize);
+    let at = |a: &Asm| base + a.offset().0 as u64;
+    let enter = at(&a);
+    dynasm!(a ; .arch x64
+        ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
+        ; mov [rdi + HOST_RSP], rsp
+        ; mov [rdi + TARGET], rsi
+        ; mov rsp, rdi
+    );
+    load_registers(&mut a);
+    dynasm!(a ; .arch x64 ; jmp QWORD [rsp + TARGET]);
+
+    let leave = at(&a);
+    dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
+    store_registers(&mut a);
+    dynasm!(a ; .arch x64
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->store_sse
+        ; plain:
+        ; xor eax, eax
+        ; out:
+        ; mov rsp, [rsp + HOST_RSP]
+        ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
+        ; ret
+    );
+
+    let slow = at(&a);
+    dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
+    store_registers(&mut a);
+    dynasm!(a ; .arch x64
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->store_sse
+        ; plain:
+        ; mov rdi, rsp
+        ; mov rsi, [rsp + SITE]
+        ; call QWORD [rsp + HELPER]
+        ; test eax, eax
+        ; jne <out
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->load_sse
+        ; plain:
+    );
+    load_registers(&mut a);
+    dynasm!(a ; .arch x64 ; jmp QWORD [rsp + RESUME]);
+
+    dynasm!(a ; .arch x64
+        ; ->store_sse:
+        ; mov rax, [rsp + 8 + XMM]
+    );
+    for n in 0..16u8 {
+        dynasm!(a ; .arch x64 ; movups [rax + i32::from(n) * 16], Rx(n));
+    }
+    dynasm!(a ; .arch x64
+        ; stmxcsr [rsp + 8 + MXCSR]
+        ; ldmxcsr [rsp + 8 + HOST_MXCSR]
+        ; ret
+        ; ->load_sse:
+        ; mov rax, [rsp + 8 + XMM]
+    );
+    for n in 0..16u8 {
+        dynasm!(a ; .arch x64 ; movups Rx(n), [rax + i32::from(n) * 16]);
+    }
+    dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
+    Ok((a.finalize()?, Stubs { enter, leave, slow }))
+}
+
+/// The vCPU's registers and the frame's flags into their places.
+fn load_registers(a: &mut Asm) {
+    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i32..).zip(HOST) {
+        match host {
+            IN_FRAME => dynasm!(a ; .arch x64
+                ; mov r15, [rax + guest * 8]
+                ; mov [rsp + HIGH + (guest - 13) * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov Rq(h), [rax + guest * 8]),
+        }
+    }
+}
+
+/// The reverse. RAX and R15 are lost.
+fn store_registers(a: &mut Asm) {
+    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i32..).zip(HOST) {
+        match host {
+            IN_FRAME => dynasm!(a ; .arch x64
+                ; mov r15, [rsp + HIGH + (guest - 13) * 8]
+                ; mov [rax + guest * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov [rax + guest * 8], Rq(h)),
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! The code cache: translated blocks, found by key, linked to each other, killed when their bytes are written, and evicted
+//! segment by segment when the buffer is full.
+
+use super::emit::{self, Became, Need, Slot, Target};
+use super::jump_cache::{JumpCache, JumpEntry};
+use super::mode::ModeKey;
+use super::site::Site;
+use super::unit::{Analyser, Key, Unit};
+use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
+use crate::engine::JitOptions;
+use crate::jit::buffer::CodeBuffer;
+use crate::jit::frame::FrameStack;
+use crate::jit::stubs::{self, Stubs};
+use crate::mem::{Memory, Target as Place, Traced};
+use crate::mmu::tlb::{ENTRIES, Entry, token};
+use crate::vcpu::cpuid::CpuModel;
+use std::collections::HashMap;
+
+/// Bytes of host code kept, unless told otherwise.
+pub const BUFFER: usize = 64 << 20;
+/// The buffer is evicted in this many pieces.
+const SEGMENTS: usize = 8;
+/// Room for the stubs at the start of the buffer.
+const STUBS: usize = 4096;
+/// Link slots of a block at most.
+const SLOTS: u32 = 2;
+
+/// A translated block.
+#[derive(Debug)]
+pub struct Block {
+    pub key: Key,
+    /// Guest bytes.
+    pub len: u32,
+    /// Frame of the second page, if its one instruction straddles two.
+    pub second: Option<Gpa>,
+    /// Guest instructions.
+    pub insns: u32,
+    pub became: Became,
+    /// Offset and length of the host code in the buffer.
+    pub at: usize,
+    pub code_len: usize,
+    /// Offset of each instruction's host code in the block's.
+    pub starts: Vec<usize>,
+    /// Addresses of the entries.
+    pub host_entry: u64,
+    pub saved_entry: u64,
+    need: Need,
+    slots: Vec<Slot>,
+    /// Block each slot is linked to.
+    linked: [Option<u32>; SLOTS as usize],
+    /// Slots of other blocks that lead here.
+    incoming: Vec<u32>,
+    /// Reached by generated code through their addresses.
+    _sites: Vec<Box<Site>>,
+    /// Tells blocks that had the same number one after the other apart.
+    serial: u64,
+    segment: usize,
+    /// Slab pages that are marked as code for it.
+    marked: [Option<usize>; 2],
+}
+
+impl Block {
+    /// Does a write (inside one frame) touch the block's bytes?
+    fn overlaps(&self, w: &Traced) -> bool {
+        let (start, end) = (w.gpa.0, w.gpa.0 + u64::from(w.len));
+        let first = match self.second {
+            None => u64::from(self.len),
+            Some(_) => PAGE_SIZE - self.key.gpa.offset(),
+        };
+        let rest = u64::from(self.len).saturating_sub(first);
+        (self.key.gpa.0 < end && start < self.key.gpa.0 + first)
+            || self.second.is_some_and(|s| s.0 < end && start < s.0 + rest)
+    }
+}
+
+/// Counts of what the translator did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Blocks translated, and guest instructions and host bytes in them.
+    pub translated: u64,
+    pub insns: u64,
+    pub bytes: u64,
+    /// How many instructions became what.
+    pub identical: u64,
+    pub emitted: u64,
+    pub called: u64,
+    /// Blocks killed because their bytes were written, because of breakpoints, and to make room.
+    pub written: u64,
+    pub breakpoints: u64,
+    pub evicted: u64,
+    /// Links made.
+    pub links: u64,
+    /// Times generated code was entered.
+    pub entries: u64,
+}
+
+/// Translates and keeps blocks.
+pub struct Translator {
+    analyser: Analyser,
+    buffer: CodeBuffer,
+    pub(crate) stubs: Stubs,
+    pub(crate) stack: FrameStack,
+    blocks: Vec<Option<Block>>,
+    free: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    /// Direct-mapped in front of `by_key`.
+    recent: Box<[u32]>,
+    by_frame: HashMap<u64, Vec<u32>>,
+    in_segment: Vec<Vec<u32>>,
+    segment: usize,
+    /// Offset of the next block.
+    next: usize,
+    jump_caches: Vec<Option<JumpCache>>,
+    pub options: JitOptions,
+    pub stats: Stats,
+    serial: u64,
+}
+
+const RECENT_BITS: u32 = 14;
+const NONE: u32 = u32::MAX;
+
+impl Translator {
+    /// An empty cache of `bytes` of host code for guests of CPU model `model`.
+    ///
+    /// # Errors
+    /// If executable memory is not to be had.
+    pub fn new(model: CpuModel, options: JitOptions, bytes: usize) -> Result<Self, String> {
+        let mut buffer = CodeBuffer::new(bytes).map_err(|e| e.to_string())?;
+        let (code, stubs) = stubs::assemble(buffer.address(0)).map_err(|e| e.to_string())?;
+        if code.len() > STUBS || !buffer.write(0, &code) {
+            return Err("the stubs do not fit".into());
+        }
+        Ok(Self {
+            analyser: Analyser::new(model),
+            buffer,
+            stubs,
+            stack: FrameStack::new().map_err(|e| e.to_string())?,
+            blocks: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            recent: vec![NONE; 1 << RECENT_BITS].into_boxed_slice(),
+            by_frame: HashMap::new(),
+            in_segment: vec![Vec::new(); SEGMENTS],
+            segment: 0,
+            next: STUBS,
+            jump_caches: (0..ModeKey::COUNT).map(|_| None).collect(),
+            options,
+            stats: Stats::default(),
+            serial: 0,
+        })
+    }
+
+    fn recent_slot(key: &Key) -> usize {
+        let h = (key.gpa.0 ^ key.rip.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (h >> (64 - RECENT_BITS)) as usize
+    }
+
+    /// The block of `key`, if it is translated.
+    #[inline]
+    pub fn find(&mut self, key: &Key) -> Option<u32> {
+        let slot = Self::recent_slot(key);
+        let id = self.recent[slot];
+        if self.blocks.get(id as usize).and_then(Option::as_ref).is_some_and(|b| b.key == *key) {
+            return Some(id);
+        }
+        let id = *self.by_key.get(key)?;
+        self.recent[slot] = id;
+        Some(id)
+    }
+
+    /// Block number `id`.
+    pub fn block(&self, id: u32) -> Option<&Block> {
+        self.blocks.get(id as usize)?.as_ref()
+    }
+
+    /// The live blocks with their numbers.
+    pub fn blocks(&self) -> impl Iterator<Item = (u32, &Block)> {
+        (0..).zip(&self.blocks).filter_map(|(n, b)| Some((n, b.as_ref()?)))
+    }
+
+    /// The host code of block `id`, and its address.
+    pub fn host_code(&self, id: u32) -> Option<(u64, Vec<u8>)> {
+        let b = self.block(id)?;
+        Some((self.buffer.address(b.at), self.buffer.read(b.at, b.code_len)))
+    }
+
+    /// Address of the jump cache of a mode.
+    pub(crate) fn jump_cache(&mut self, mode: ModeKey) -> u64 {
+        self.jump_caches[usize::from(mode.0)].get_or_insert_with(JumpCache::default).address()
+    }
+
+    /// Makes indirect jumps find block `id`.
+    pub(crate) fn note_target(&mut self, id: u32) {
+        let Some(b) = self.blocks.get(id as usize).and_then(Option::as_ref) else { return };
+        let e = JumpEntry {
+            rip: b.key.rip,
+            token: token(b.key.rip, b.key.gpa.0),
+            slot: fetch_slot(b.key.rip),
+            code: b.saved_entry,
+        };
+        self.jump_caches[usize::from(b.key.mode.0)].get_or_insert_with(JumpCache::default).insert(e);
+    }
+
+    /// Translates the block at `key`; if `second` is given, the one instruction there that straddles into that frame.
+    /// `stop` holds for instructions before which to end. `None`: the interpreter has to execute what is there.
+    pub(crate) fn translate(
+        &mut self,
+        key: Key,
+        mem: &mut Memory,
+        second: Option<Gpa>,
+        stop: &dyn Fn(u64) -> bool,
+    ) -> Option<u32> {
+        let unit = match second {
+            Some(s) => self.straddling(key, mem, s.page())?,
+            None => self.analyser.unit(key, page_bytes(&key, mem)?, stop),
+        };
+        if unit.items.is_empty() { None } else { self.add(unit, mem) }
+    }
+
+    /// Does the instruction at `key` leave its page?
+    pub(crate) fn straddles(&mut self, key: &Key, mem: &Memory) -> bool {
+        page_bytes(key, mem)
+            .is_some_and(|b| b.len() < 15 && self.analyser.unit(*key, b, &|_| true).items.is_empty())
+    }
+
+    /// The one instruction at `key` that straddles into the frame at `second`.
+    fn straddling(&mut self, key: Key, mem: &Memory, second: Gpa) -> Option<Unit> {
+        let first = (PAGE_SIZE - key.gpa.offset()) as usize;
+        if first >= 15 || !key.mode.is64() && key.rip > u64::from(u32::MAX) - 15 {
+            return None;
+        }
+        let mut bytes = [0u8; 15];
+        if !mem.read_phys(key.gpa, &mut bytes[..first]) || !mem.read_phys(second, &mut bytes[first..]) {
+            return None;
+        }
+        let mut unit = self.analyser.unit(key, &bytes, &|_| true);
+        if unit.items.first()?.insn.code == 0 || unit.len as usize <= first {
+            return None;
+        }
+        unit.second = Some(second);
+        Some(unit)
+    }
+
+    fn add(&mut self, mut unit: Unit, mem: &mut Memory) -> Option<u32> {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.blocks.push(None);
+            (self.blocks.len() - 1) as u32
+        });
+        let next_page = (unit.key.rip | 0xfff).wrapping_add(1);
+        let target = Target {
+            base: self.buffer.address(self.next),
+            stubs: self.stubs,
+            options: self.options,
+            first_slot: id * SLOTS,
+            second_token: unit.second.map(|s| token(next_page, s.0)),
+        };
+        let mut code = emit::translate(&mut unit, &target);
+        if code.as_ref().is_ok_and(|c| !self.fits(c.bytes.len())) {
+            self.next_segment(mem);
+            code = emit::translate(&mut unit, &Target { base: self.buffer.address(self.next), ..target });
+        }
+        let Some(code) = code.ok().filter(|c| self.fits(c.bytes.len()) && c.slots.len() <= SLOTS as usize)
+        else {
+            self.free.push(id);
+            return None;
+        };
+        self.install(id, &unit, code, mem);
+        Some(id)
+    }
+
+    fn install(&mut self, id: u32, unit: &Unit, code: emit::Code, mem: &mut Memory) {
+        let at = self.next;
+        self.buffer.write(at, &code.bytes);
+        self.next = (at + code.bytes.len()).next_multiple_of(16);
+        self.serial += 1;
+        let s = &mut self.stats;
+        s.translated += 1;
+        s.insns += unit.items.len() as u64;
+        s.bytes += code.bytes.len() as u64;
+        s.identical += u64::from(code.became.identical);
+        s.emitted += u64::from(code.became.emitted);
+        s.called += u64::from(code.became.called);
+        let key = unit.key;
+        let first = unit.second.map_or(unit.len, |_| (PAGE_SIZE - key.gpa.offset()) as u32);
+        let mut marked = [None; 2];
+        let parts = [(Some(key.gpa), first), (unit.second, unit.len - first)];
+        for (mark, (gpa, len)) in marked.iter_mut().zip(parts) {
+            let Some(gpa) = gpa else { continue };
+            self.by_frame.entry(gpa.frame()).or_default().push(id);
+            if let Place::Ram(off) = mem.map.lookup(gpa) {
+                mem.mark_code(off >> PAGE_SHIFT, gpa.offset() as usize, len as usize);
+                *mark = Some(off >> PAGE_SHIFT);
+            }
+        }
+        self.in_segment[self.segment].push(id);
+        self.by_key.insert(key, id);
+        self.recent[Self::recent_slot(&key)] = id;
+        self.blocks[id as usize] = Some(Block {
+            key,
+            len: unit.len,
+            second: unit.second,
+            insns: unit.items.len() as u32,
+            became: code.became,
+            at,
+            code_len: code.bytes.len(),
+            starts: code.starts,
+            host_entry: self.buffer.address(at + code.host_entry),
+            saved_entry: self.buffer.address(at + code.saved_entry),
+            need: code.need,
+            slots: code.slots,
+            linked: [None; SLOTS as usize],
+            incoming: Vec::new(),
+            _sites: code.sites,
+            serial: self.serial,
+            segment: self.segment,
+            marked,
+        });
+    }
+
+    fn fits(&self, len: usize) -> bool {
+        self.next + len <= self.segment_end()
+    }
+
+    fn segment_end(&self) -> usize {
+        self.buffer.len() / SEGMENTS * (self.segment + 1)
+    }
+
+    /// Goes on to the next segment and evicts what is there.
+    fn next_segment(&mut self, mem: &mut Memory) {
+        self.segment = (self.segment + 1) % SEGMENTS;
+        self.next = (self.buffer.len() / SEGMENTS * self.segment).max(STUBS);
+        for id in std::mem::take(&mut self.in_segment[self.segment]) {
+            self.stats.evicted += 1;
+            self.kill(id, mem);
+        }
+    }
+
+    /// RIP link slot `n` leads to, and a ticket for [`Translator::link`].
+    pub(crate) fn slot(&self, n: u32) -> Option<(u64, Ticket)> {
+        let b = self.block(n / SLOTS)?;
+        Some((b.slots.get((n % SLOTS) as usize)?.rip, Ticket { slot: n, serial: b.serial }))
+    }
+
+    /// Makes the slot of `ticket` jump to block `to` directly, if its block still lives.
+    pub(crate) fn link(&mut self, ticket: Ticket, to: u32) {
+        let from = ticket.slot / SLOTS;
+        let n = (ticket.slot % SLOTS) as usize;
+        let Some(target) = self.block(to) else { return };
+        let (need, key) = (target.need, target.key);
+        let (host_entry, saved_entry) = (target.host_entry, target.saved_entry);
+        let Some(source) = self.blocks.get_mut(from as usize).and_then(Option::as_mut) else { return };
+        let Some(slot) = source.slots.get(n).copied() else { return };
+        let crosses = slot.token.is_none() && slot.rip >> 12 != key.rip >> 12;
+        if source.serial != ticket.serial
+            || source.linked[n].is_some()
+            || source.key.mode != key.mode
+            || crosses
+        {
+            return;
+        }
+        source.linked[n] = Some(to);
+        let entry = match need {
+            Need::Host if slot.host => host_entry,
+            _ if slot.saved => saved_entry,
+            _ => host_entry,
+        };
+        let at = source.at;
+        self.patch_jump(at + slot.jump, entry);
+        if let Some(t) = slot.token {
+            self.buffer.write(at + t, &token(key.rip, key.gpa.0).to_le_bytes());
+        }
+        if let Some(b) = self.blocks.get_mut(to as usize).and_then(Option::as_mut) {
+            b.incoming.push(ticket.slot);
+        }
+        self.stats.links += 1;
+    }
+
+    /// Lets the jump whose displacement is at offset `at` go to address `to`.
+    fn patch_jump(&mut self, at: usize, to: u64) {
+        let from = self.buffer.address(at + 4);
+        let d = to.wrapping_sub(from) as i32;
+        self.buffer.write(at, &d.to_le_bytes());
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let n = (slot % SLOTS) as usize;
+        let Some(b) = self.blocks.get_mut((slot / SLOTS) as usize).and_then(Option::as_mut) else { return };
+        b.linked[n] = None;
+        let (at, s) = (b.at, b.slots[n]);
+        let cold = self.buffer.address(at + s.cold);
+        self.patch_jump(at + s.jump, cold);
+    }
+
+    fn kill(&mut self, id: u32, mem: &mut Memory) {
+        let Some(b) = self.blocks.get_mut(id as usize).and_then(Option::take) else { return };
+        self.by_key.remove(&b.key);
+        for slot in &b.incoming {
+            if slot / SLOTS != id {
+                self.unlink(*slot);
+            }
+        }
+        for (n, to) in (0..).zip(b.linked) {
+            if let Some(t) = to.and_then(|t| self.blocks.get_mut(t as usize)).and_then(Option::as_mut) {
+                t.incoming.retain(|s| *s != id * SLOTS + n);
+            }
+        }
+        if let Some(c) = &mut self.jump_caches[usize::from(b.key.mode.0)] {
+            c.remove(b.key.rip, b.saved_entry);
+        }
+        for gpa in [Some(b.key.gpa), b.second].into_iter().flatten() {
+            if let Some(ids) = self.by_frame.get_mut(&gpa.frame()) {
+                ids.retain(|i| *i != id);
+                if ids.is_empty() {
+                    self.by_frame.remove(&gpa.frame());
+                }
+            }
+        }
+        b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p));
+        self.in_segment[b.segment].retain(|i| *i != id);
+        self.free.push(id);
+    }
+
+    /// Kills the blocks overlapped by `writes`.
+    pub(crate) fn invalidate(&mut self, writes: &[Traced], mem: &mut Memory) {
+        for w in writes {
+            let Some(ids) = self.by_frame.get(&w.gpa.frame()) else { continue };
+            let hit: Vec<u32> =
+                ids.iter().copied().filter(|id| self.block(*id).is_some_and(|b| b.overlaps(w))).collect();
+            for id in hit {
+                self.stats.written += 1;
+                self.kill(id, mem);
+            }
+        }
+    }
+
+    /// Kills the blocks with an instruction at one of `addresses`.
+    pub(crate) fn breakpoints_changed(&mut self, addresses: &[u64], mem: &mut Memory) {
+        let hit: Vec<u32> = self
+            .blocks()
+            .filter(|(_, b)| addresses.iter().any(|a| a.wrapping_sub(b.key.rip) < u64::from(b.len)))
+            .map(|(id, _)| id)
+            .collect();
+        for id in hit {
+            self.stats.breakpoints += 1;
+            self.kill(id, mem);
+        }
+    }
+
+    /// Drops every block.
+    pub(crate) fn flush(&mut self, mem: &mut Memory) {
+        for b in self.blocks.drain(..).flatten() {
+            b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p));
+        }
+        self.free.clear();
+        self.by_key.clear();
+        self.recent.fill(NONE);
+        self.by_frame.clear();
+        self.in_segment.iter_mut().for_each(Vec::clear);
+        self.jump_caches.fill_with(|| None);
+        (self.segment, self.next) = (0, STUBS);
+    }
+}
+
+/// Names a link slot of a block that may have died.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    slot: u32,
+    serial: u64,
+}
+
+/// What lies from `key` to the end of its page, if that is RAM or ROM.
+fn page_bytes<'m>(key: &Key, mem: &'m Memory) -> Option<&'m [u8]> {
+    let (Place::Ram(off) | Place::Rom(off)) = mem.map.lookup(key.gpa) else { return None };
+    Some(&mem.ram.as_slice()[off..off + (PAGE_SIZE - key.gpa.offset()) as usize])
+}
+
+/// Offset in a fetch TLB array of the entry for the page of `rip`.
+fn fetch_slot(rip: u64) -> u64 {
+    (rip >> 12 & (ENTRIES as u64 - 1)) * size_of::<Entry>() as u64
+}

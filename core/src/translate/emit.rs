@@ -1,0 +1,608 @@
+//! The emitter: host code for one block. Owns the state carried from instruction to instruction (where the guest's flags
+//! are, the open window, whether the budget was checked) and the order of entries, body and cold code.
+
+use super::recipe::Recipe;
+use super::site::{FlagsAt, Site, What};
+use super::unit::{Item, Unit};
+use super::window::Window;
+use crate::engine::JitOptions;
+use crate::isa::Translate;
+use crate::isa::insn::Insn;
+use crate::jit::frame::{BUDGET, FLAGS_BELOW, RESUME, SSE};
+use crate::jit::stubs::{HOST, IN_FRAME, Stubs};
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::Encoder;
+use std::sync::Arc;
+
+/// The emitter cannot express this operand combination: the instruction is to be called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unsupported;
+
+/// Where the guest's arithmetic flags are now. At least one of the three holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlagState {
+    /// In the host's RFLAGS.
+    pub host: bool,
+    /// Saved below the frame.
+    pub saved: bool,
+    /// Computable from registers.
+    pub recipe: Option<Recipe>,
+}
+
+/// What a block wants of the flags at its entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// It overwrites them before anyone can see them.
+    Nothing,
+    /// In the host's RFLAGS.
+    Host,
+    /// Saved.
+    Saved,
+}
+
+/// A way out of a block to a known RIP.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// RIP it leads to.
+    pub rip: u64,
+    /// Offset in the block's code of the 32-bit displacement of the jump to patch, and the way out it points to at first.
+    pub jump: usize,
+    pub cold: usize,
+    /// Offset of the 64-bit fetch token to patch, if the target is in another page.
+    pub token: Option<usize>,
+    /// Flags at the jump: in the host's RFLAGS, saved.
+    pub host: bool,
+    pub saved: bool,
+}
+
+/// How many instructions of a block became what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Became {
+    pub identical: u32,
+    pub emitted: u32,
+    pub called: u32,
+}
+
+/// The host code of a block.
+#[derive(Debug)]
+pub struct Code {
+    pub bytes: Vec<u8>,
+    /// Offsets of the entries: flags in RFLAGS, flags saved.
+    pub host_entry: usize,
+    pub saved_entry: usize,
+    pub need: Need,
+    pub slots: Vec<Slot>,
+    pub sites: Vec<Box<Site>>,
+    /// Offset of the host code of each instruction.
+    pub starts: Vec<usize>,
+    pub became: Became,
+}
+
+/// A piece of code off the straight path.
+enum Cold {
+    Slow { from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)> },
+    Exit { from: DynamicLabel, slot: usize },
+}
+
+/// A slow path whose way back is not known yet.
+struct Pending {
+    /// The last instruction it executes.
+    until: usize,
+    cold: usize,
+}
+
+pub(crate) type Asm = VecAssembler<X64Relocation>;
+
+/// Emits one block.
+pub struct Emitter<'a> {
+    pub(crate) a: Asm,
+    pub(super) unit: &'a Unit,
+    pub(super) options: JitOptions,
+    stubs: Stubs,
+    insns: Arc<[Insn]>,
+    pub(super) flags: FlagState,
+    /// Number of the current instruction.
+    pub(super) k: usize,
+    /// Before which instruction the budget is checked; the number of instructions: at the end.
+    budget_at: usize,
+    budgeted: bool,
+    pub(super) window: Option<Window>,
+    /// The SSE state is known to be in host registers.
+    pub(super) sse: bool,
+    sites: Vec<Box<Site>>,
+    slots: Vec<Slot>,
+    cold: Vec<Cold>,
+    pending: Vec<Pending>,
+    pub(super) encoder: Encoder,
+    /// First link-slot number of the block.
+    first_slot: u32,
+    /// Fetch token of the second page, and the block's own.
+    second_token: Option<u64>,
+}
+
+/// What the emitter needs besides the unit.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Address the code will have.
+    pub base: u64,
+    pub stubs: Stubs,
+    pub options: JitOptions,
+    pub first_slot: u32,
+    pub second_token: Option<u64>,
+}
+
+/// Translates a unit. Fails only if an internal limit (a displacement) is exceeded.
+pub fn translate(unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
+    if !target.options.identical {
+        unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
+    }
+    loop {
+        match attempt(unit, target) {
+            Ok(code) => return Ok(code),
+            Err(Stop::Unsupported(k)) => unit.items[k].make_call(),
+            Err(Stop::Dynasm(e)) => return Err(e),
+        }
+    }
+}
+
+/// Why a translation was given up.
+enum Stop {
+    /// This instruction must be called, which the code before it did not reckon with.
+    Unsupported(usize),
+    Dynasm(DynasmError),
+}
+
+fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
+    let insns: Arc<[Insn]> = unit.items.iter().map(|it| it.insn).collect();
+    let mut e = Emitter {
+        a: VecAssembler::new(target.base as usize),
+        unit,
+        options: target.options,
+        stubs: target.stubs,
+        insns,
+        flags: FlagState::default(),
+        k: 0,
+        budget_at: 0,
+        budgeted: false,
+        window: None,
+        sse: false,
+        sites: Vec::new(),
+        slots: Vec::new(),
+        cold: Vec::new(),
+        pending: Vec::new(),
+        encoder: Encoder::new(64),
+        first_slot: target.first_slot,
+        second_token: target.second_token,
+    };
+    e.budget_at = e.place_budget();
+    let need = e.need();
+    let (host_entry, saved_entry) = e.entries(need);
+    let mut became = Became::default();
+    let mut starts = Vec::with_capacity(unit.items.len());
+    for k in 0..unit.items.len() {
+        e.k = k;
+        starts.push(e.a.offset().0);
+        e.item(&unit.items[k], &mut became).map_err(|Unsupported| Stop::Unsupported(k))?;
+        e.resolve_pending(k);
+    }
+    if unit.items.last().is_none_or(|it| !it.end) {
+        e.k = unit.items.len();
+        e.check_budget_last();
+        let next = e.end_rip();
+        e.jump_to(next);
+    }
+    e.cold_code();
+    let Emitter { a, slots, sites, .. } = e;
+    let bytes = a.finalize().map_err(Stop::Dynasm)?;
+    Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
+}
+
+impl Emitter<'_> {
+    pub(super) fn items(&self) -> &[Item] {
+        &self.unit.items
+    }
+
+    pub(super) fn is64(&self) -> bool {
+        self.unit.key.mode.is64()
+    }
+
+    /// RIP behind the block.
+    fn end_rip(&self) -> u64 {
+        self.unit.items.last().map_or(self.unit.key.rip, |it| it.next(self.unit.key.mode))
+    }
+
+    /// Where to check the budget: where flags are clobbered anyway, or before the last instruction that overwrites them
+    /// all.
+    fn place_budget(&self) -> usize {
+        if self.unit.second.is_some() {
+            return 0;
+        }
+        let items = self.items();
+        if let Some(k) = items.iter().position(Item::is_site) {
+            return k;
+        }
+        let end = items.len() - usize::from(items.last().is_some_and(|it| it.end));
+        items.iter().rposition(|it| it.full && it.reads == 0).unwrap_or(end)
+    }
+
+    /// What the block wants of the flags.
+    fn need(&self) -> Need {
+        for (k, it) in self.items().iter().enumerate() {
+            if it.is_site() || k == self.budget_at {
+                return Need::Saved;
+            }
+            if it.reads != 0 || it.writes != 0 && !it.full {
+                return Need::Host;
+            }
+            if it.full {
+                return Need::Nothing;
+            }
+        }
+        Need::Saved
+    }
+
+    /// Emits the entries: offsets of the one for flags in RFLAGS and of the one for saved flags.
+    fn entries(&mut self, need: Need) -> (usize, usize) {
+        let first = self.a.offset().0;
+        let entries = match need {
+            Need::Nothing => {
+                self.flags = FlagState { host: true, saved: true, recipe: None };
+                (first, first)
+            }
+            Need::Saved => {
+                self.emit_save();
+                self.flags = FlagState { host: false, saved: true, recipe: None };
+                (first, self.a.offset().0)
+            }
+            Need::Host => {
+                self.emit_restore();
+                self.flags = FlagState { host: true, saved: false, recipe: None };
+                (self.a.offset().0, first)
+            }
+        };
+        if let (Some(token), Some(_)) = (self.second_token, self.unit.second) {
+            self.check_second_page(token);
+        }
+        entries
+    }
+
+    pub(super) fn emit_save(&mut self) {
+        dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [rsp + 8]);
+    }
+
+    fn emit_restore(&mut self) {
+        dynasm!(self.a ; .arch x64
+            ; mov rax, [rsp + FLAGS_BELOW]
+            ; xchg al, ah
+            ; add al, 0x76
+            ; sahf
+        );
+    }
+
+    /// Makes the flags be in RFLAGS. RAX is lost.
+    pub(crate) fn need_host(&mut self) {
+        if !self.flags.host {
+            self.emit_restore();
+            self.flags.host = true;
+        }
+    }
+
+    /// Before code that clobbers RFLAGS.
+    pub(crate) fn before_clobber(&mut self) {
+        let f = self.flags;
+        if f.host && !f.saved {
+            let usable = f.recipe.filter(|r| self.options.lazy_flags && self.recipe_suffices(r));
+            if usable.is_none() {
+                self.emit_save();
+                self.flags.saved = true;
+            }
+        }
+        self.flags.host = false;
+    }
+
+    /// Are the flags, computable by `r` now, overwritten before anyone but a fault or an exit needs them, and stay
+    /// computable until then?
+    fn recipe_suffices(&self, r: &Recipe) -> bool {
+        for it in &self.items()[self.k.min(self.items().len())..] {
+            if it.reads != 0 {
+                return false;
+            }
+            if it.full {
+                return true;
+            }
+            if it.writes != 0 || r.uses(it.gpr_written) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Will nobody see the flags instruction `k` leaves?
+    pub(crate) fn unobserved(&self, k: usize) -> bool {
+        for (n, it) in self.items().iter().enumerate().skip(k + 1) {
+            if it.is_site() || it.reads != 0 || n == self.budget_at {
+                return false;
+            }
+            if it.full {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// After an instruction that wrote flags into RFLAGS.
+    pub(crate) fn flags_written(&mut self, recipe: Option<Recipe>) {
+        self.flags = FlagState { host: true, saved: false, recipe };
+    }
+
+    /// General registers in `mask` were written: recipes that need their old values are void.
+    pub(super) fn registers_written(&mut self, mask: u16) {
+        if self.flags.recipe.is_some_and(|r| r.uses(mask)) {
+            self.flags.recipe = None;
+        }
+    }
+
+    fn item(&mut self, it: &Item, became: &mut Became) -> Result<(), Unsupported> {
+        if self.k == self.budget_at && !it.is_site() {
+            self.check_budget();
+        }
+        match it.translate {
+            Translate::Call => {
+                self.call(it);
+                became.called += 1;
+            }
+            Translate::Identical => {
+                self.identical(it)?;
+                became.identical += 1;
+            }
+            Translate::Emit(f) => {
+                f(self, it)?;
+                became.emitted += 1;
+            }
+        }
+        if !it.is_call() && it.writes == 0 {
+            self.registers_written(it.gpr_written);
+        }
+        if self.window.as_ref().is_some_and(|w| w.until <= self.k) {
+            self.window = None;
+        }
+        Ok(())
+    }
+
+    /// The block calls the interpreter for this instruction.
+    fn call(&mut self, it: &Item) {
+        self.window = None;
+        self.before_clobber();
+        self.check_budget_here();
+        let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
+        let site = self.site(what);
+        self.go_slow(site, !it.end);
+        self.flags = FlagState { host: false, saved: true, recipe: None };
+    }
+
+    /// A label that leads out of the block, to the engine.
+    pub(super) fn leave_label(&mut self) -> DynamicLabel {
+        let site = self.site(What::Budget);
+        let from = self.a.new_dynamic_label();
+        self.cold.push(Cold::Slow { from, site, resume: None });
+        from
+    }
+
+    /// Straight-line way to a slow path and back to the next instruction.
+    fn go_slow(&mut self, site: usize, resume: bool) {
+        let address = std::ptr::from_ref(&*self.sites[site]) as i64;
+        let slow = self.stubs.slow as usize;
+        if resume {
+            let back = self.a.new_dynamic_label();
+            dynasm!(self.a ; .arch x64
+                ; lea rax, [=>back]
+                ; mov [rsp + RESUME], rax
+                ; mov rax, QWORD address
+                ; jmp extern slow
+                ; =>back
+            );
+        } else {
+            dynasm!(self.a ; .arch x64 ; mov rax, QWORD address ; jmp extern slow);
+        }
+    }
+
+    /// A site before the current instruction.
+    fn site(&mut self, what: What) -> usize {
+        let k = self.k;
+        let rip = self.items().get(k).map_or_else(|| self.end_rip(), |it| it.rip);
+        let flags = match self.flags {
+            FlagState { saved: true, .. } => FlagsAt::Saved,
+            FlagState { recipe: Some(r), .. } => FlagsAt::Recipe(r),
+            _ => FlagsAt::Saved,
+        };
+        let done = if self.budgeted { self.items().len() as i64 } else { 0 };
+        self.sites.push(Box::new(Site {
+            insns: Arc::clone(&self.insns),
+            index: k as u32,
+            what,
+            rip,
+            delta: k as i64 - done,
+            flags,
+        }));
+        self.sites.len() - 1
+    }
+
+    /// A label that leads to a slow path executing instructions up to number `until`, and back behind them.
+    pub(super) fn slow_label(&mut self, until: usize) -> DynamicLabel {
+        let count = (until - self.k + 1) as u32;
+        let ends = self.items()[until].end;
+        let what = if ends { What::Finish { count } } else { What::Execute { count } };
+        let site = self.site(what);
+        let from = self.a.new_dynamic_label();
+        self.cold.push(Cold::Slow { from, site, resume: None });
+        if !ends {
+            self.pending.push(Pending { until, cold: self.cold.len() - 1 });
+        }
+        from
+    }
+
+    /// Gives slow paths that executed up to instruction `k` their way back.
+    fn resolve_pending(&mut self, k: usize) {
+        let here = self.pending.iter().any(|p| p.until == k);
+        if !here {
+            return;
+        }
+        let label = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; =>label);
+        let host = self.flags.host;
+        for p in self.pending.extract_if(.., |p| p.until == k) {
+            if let Cold::Slow { resume, .. } = &mut self.cold[p.cold] {
+                *resume = Some((label, host));
+            }
+        }
+    }
+
+    fn check_budget(&mut self) {
+        if self.budgeted {
+            return;
+        }
+        self.before_clobber();
+        self.check_budget_here();
+    }
+
+    /// The budget check, where RFLAGS may be clobbered. Does nothing the second time.
+    pub(super) fn check_budget_here(&mut self) {
+        if self.budgeted {
+            return;
+        }
+        let site = self.site(What::Budget);
+        // What the site knows holds before the subtraction; the jump is after it.
+        self.sites[site].delta -= self.items().len() as i64;
+        self.budgeted = true;
+        let from = self.a.new_dynamic_label();
+        self.cold.push(Cold::Slow { from, site, resume: None });
+        let n = self.items().len() as i32;
+        dynasm!(self.a ; .arch x64 ; sub QWORD [rsp + BUDGET], n ; js =>from);
+    }
+
+    /// At the end of a block without any better place.
+    pub(crate) fn check_budget_last(&mut self) {
+        self.check_budget();
+    }
+
+    /// Makes sure the guest's SSE registers are in the host's.
+    pub(super) fn enter_sse(&mut self) {
+        if self.sse {
+            return;
+        }
+        self.sse = true;
+        self.window = None;
+        self.before_clobber();
+        self.check_budget_here();
+        let rest = (self.items().len() - self.k) as u32;
+        let site = self.site(What::Sse { rest });
+        let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
+        self.cold.push(Cold::Slow { from, site, resume: Some((back, false)) });
+        dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
+    }
+
+    /// Leaves for `rip` through a link slot.
+    pub(crate) fn jump_to(&mut self, rip: u64) {
+        if self.leaves_page(rip) && !self.flags.saved {
+            self.before_clobber();
+        }
+        let slot = self.new_slot(rip);
+        let from = self.a.new_dynamic_label();
+        if self.leaves_page(rip) {
+            self.flags.host = false;
+            self.slots[slot].host = false;
+            self.slots[slot].token = Some(self.token_check(rip, from));
+        }
+        dynasm!(self.a ; .arch x64 ; jmp =>from);
+        self.slots[slot].jump = self.a.offset().0 - 4;
+        self.cold.push(Cold::Exit { from, slot });
+    }
+
+    /// Branches to `rip` on condition `cc` (flags in RFLAGS), else falls through.
+    pub(crate) fn branch_to(&mut self, cc: u8, rip: u64) {
+        let flags = self.flags;
+        if self.leaves_page(rip) {
+            let over = self.a.new_dynamic_label();
+            self.jcc(cc ^ 1, over);
+            self.jump_to(rip);
+            dynasm!(self.a ; .arch x64 ; =>over);
+            self.flags = flags;
+            return;
+        }
+        let slot = self.new_slot(rip);
+        let from = self.a.new_dynamic_label();
+        self.jcc(cc, from);
+        self.slots[slot].jump = self.a.offset().0 - 4;
+        self.cold.push(Cold::Exit { from, slot });
+    }
+
+    pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
+        match cc {
+            0 => dynasm!(self.a ; .arch x64 ; jo =>to),
+            1 => dynasm!(self.a ; .arch x64 ; jno =>to),
+            2 => dynasm!(self.a ; .arch x64 ; jb =>to),
+            3 => dynasm!(self.a ; .arch x64 ; jae =>to),
+            4 => dynasm!(self.a ; .arch x64 ; je =>to),
+            5 => dynasm!(self.a ; .arch x64 ; jne =>to),
+            6 => dynasm!(self.a ; .arch x64 ; jbe =>to),
+            7 => dynasm!(self.a ; .arch x64 ; ja =>to),
+            8 => dynasm!(self.a ; .arch x64 ; js =>to),
+            9 => dynasm!(self.a ; .arch x64 ; jns =>to),
+            10 => dynasm!(self.a ; .arch x64 ; jp =>to),
+            11 => dynasm!(self.a ; .arch x64 ; jnp =>to),
+            12 => dynasm!(self.a ; .arch x64 ; jl =>to),
+            13 => dynasm!(self.a ; .arch x64 ; jge =>to),
+            14 => dynasm!(self.a ; .arch x64 ; jle =>to),
+            _ => dynasm!(self.a ; .arch x64 ; jg =>to),
+        }
+    }
+
+    fn new_slot(&mut self, rip: u64) -> usize {
+        let FlagState { host, saved, .. } = self.flags;
+        self.slots.push(Slot { rip, jump: 0, cold: 0, token: None, host, saved });
+        self.slots.len() - 1
+    }
+
+    /// Is `rip` in another page than the block's code, or the block in two?
+    fn leaves_page(&self, rip: u64) -> bool {
+        rip >> 12 != self.unit.key.rip >> 12 || self.unit.second.is_some()
+    }
+
+    fn cold_code(&mut self) {
+        for n in 0..self.cold.len() {
+            match self.cold[n] {
+                Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
+                Cold::Exit { from, slot } => self.cold_exit(from, slot),
+            }
+        }
+    }
+
+    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)>) {
+        dynasm!(self.a ; .arch x64 ; =>from);
+        self.go_slow(site, resume.is_some());
+        if let Some((to, host)) = resume {
+            if host {
+                self.emit_restore();
+            }
+            dynasm!(self.a ; .arch x64 ; jmp =>to);
+        }
+    }
+
+    fn cold_exit(&mut self, from: DynamicLabel, slot: usize) {
+        self.slots[slot].cold = self.a.offset().0;
+        dynasm!(self.a ; .arch x64 ; =>from);
+        let Slot { host, saved, .. } = self.slots[slot];
+        if host && !saved {
+            self.emit_save();
+        }
+        let number = (self.first_slot + slot as u32) as i32;
+        let leave = self.stubs.leave as usize;
+        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp extern leave);
+    }
+}
+
+/// The host register of guest register `r`, if it has one.
+pub(crate) fn host(r: u8) -> Option<u8> {
+    HOST.get(usize::from(r)).copied().filter(|h| *h != IN_FRAME)
+}

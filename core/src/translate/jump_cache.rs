@@ -1,0 +1,70 @@
+//! The jump cache: where indirect jumps and returns find translated code. Direct-mapped by RIP; one for each mode.
+//!
+//! An entry is right as long as its block lives; that its RIP still maps to the block's frame is checked at each use, by
+//! the fetch token in the TLB of the address space.
+
+/// An entry.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct JumpEntry {
+    pub rip: u64,
+    /// What the fetch TLB must hold for the page of `rip`.
+    pub token: u64,
+    /// Offset in the fetch TLB array of the entry of that page.
+    pub slot: u64,
+    /// Address of the entry for saved flags.
+    pub code: u64,
+}
+
+const BITS: u32 = 12;
+/// Mask of entry numbers.
+pub const MASK: i32 = (1 << BITS) - 1;
+/// log2 of an entry's size.
+pub const SHIFT: i8 = 5;
+const _: () = assert!(size_of::<JumpEntry>() == 1 << SHIFT);
+
+pub const RIP: i32 = std::mem::offset_of!(JumpEntry, rip) as i32;
+pub const TOKEN: i32 = std::mem::offset_of!(JumpEntry, token) as i32;
+pub const SLOT: i32 = std::mem::offset_of!(JumpEntry, slot) as i32;
+pub const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
+
+/// RIP of an empty entry: not canonical, so no jump can look for it.
+const NOWHERE: u64 = 1 << 63;
+
+/// A cache.
+#[derive(Debug)]
+pub struct JumpCache {
+    entries: Box<[JumpEntry]>,
+}
+
+impl Default for JumpCache {
+    fn default() -> Self {
+        let empty = JumpEntry { rip: NOWHERE, ..JumpEntry::default() };
+        Self { entries: vec![empty; 1 << BITS].into_boxed_slice() }
+    }
+}
+
+impl JumpCache {
+    /// Number of the entry for `rip`; generated code computes the same.
+    fn slot(rip: u64) -> usize {
+        let low = rip as u32;
+        ((low ^ low >> 12) & MASK as u32) as usize
+    }
+
+    pub fn insert(&mut self, e: JumpEntry) {
+        self.entries[Self::slot(e.rip)] = e;
+    }
+
+    /// Forgets the code at `code` for `rip`.
+    pub fn remove(&mut self, rip: u64, code: u64) {
+        let e = &mut self.entries[Self::slot(rip)];
+        if e.rip == rip && e.code == code {
+            e.rip = NOWHERE;
+        }
+    }
+
+    /// Address of the first entry.
+    pub fn address(&self) -> u64 {
+        self.entries.as_ptr() as u64
+    }
+}

@@ -1,0 +1,28 @@
+//! The translator: guest code to host code, block by block. Owns what a block becomes; `jit` owns the memory the result
+//! lives in and how it is entered.
+//!
+//! `mode` which code is translated | `unit` a block decoded and analysed | `emit` the order of a block's host code, guest
+//! flags, budget, ways out | `window` memory operands | `identical` re-encoding, `stack` and `special` own sequences |
+//! `recipe` flags recomputed when somebody looks | `site` what happens where translated code calls out | `cache` blocks,
+//! links, eviction | `jump_cache` indirect jumps.
+
+// `dynasm!` converts register numbers; sites are boxed because generated code holds their addresses.
+#![allow(clippy::useless_conversion, clippy::vec_box)]
+
+pub mod cache;
+pub mod emit;
+mod identical;
+pub mod jump_cache;
+pub mod mode;
+mod recipe;
+pub mod site;
+pub mod special;
+pub mod stack;
+pub mod unit;
+mod window;
+
+pub use cache::{Stats, Translator};
+
+/// Instructions in one block at most. An engine that enters translated code with more than that left of its budget is
+/// back in time.
+pub const MAX_INSNS: usize = 64;

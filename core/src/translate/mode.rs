@@ -1,0 +1,52 @@
+//! Which engine executes in which mode, and what of the mode translated code depends on.
+
+use crate::vcpu::segment::Segment;
+use crate::vcpu::{Seg, Vcpu};
+
+/// The mode bits of a block key: code size, and which segments need no limit check.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ModeKey(pub u8);
+
+const LONG: u8 = 1;
+
+impl ModeKey {
+    /// Number of different keys.
+    pub const COUNT: usize = 128;
+
+    /// The key of a vCPU's mode; `None`: the interpreter executes. Translated are 64-bit code, and 32-bit code in a flat
+    /// code segment; 16-bit and v86 code is interpreted.
+    #[inline]
+    pub fn of(cpu: &Vcpu) -> Option<Self> {
+        if cpu.mode.bits == 64 {
+            return Some(Self(LONG));
+        }
+        let cs = &cpu.seg[Seg::Cs as usize];
+        if cpu.mode.bits != 32 || cs.lin_base != 0 || cs.limit != u32::MAX {
+            return None;
+        }
+        let both = Segment::FAST_READ | Segment::FAST_WRITE;
+        let mut key = 0;
+        for (n, s) in cpu.seg.iter().enumerate() {
+            let based = n >= Seg::Fs as usize;
+            let stack = n != Seg::Ss as usize || cpu.mode.stack_mask == 0xffff_ffff;
+            if n != Seg::Cs as usize && s.fast & both == both && stack && (based || s.lin_base == 0) {
+                key |= 2 << n;
+            }
+        }
+        Some(Self(key))
+    }
+
+    /// Code size in bits.
+    pub const fn bits(self) -> u8 {
+        if self.0 & LONG != 0 { 64 } else { 32 }
+    }
+
+    pub const fn is64(self) -> bool {
+        self.0 & LONG != 0
+    }
+
+    /// May generated code access memory through segment `seg`?
+    pub const fn fast_segment(self, seg: u8) -> bool {
+        self.is64() || self.0 & (2 << seg) != 0
+    }
+}

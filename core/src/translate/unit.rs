@@ -1,0 +1,342 @@
+//! What a block is translated from: its instructions, decoded and analysed. Owns the facts about each instruction the
+//! emitter decides by: flags read and written, registers written, the memory operand.
+
+use super::mode::ModeKey;
+use crate::addr::Gpa;
+use crate::isa::insn::{Insn, MEM};
+use crate::isa::{self, Translate};
+use crate::vcpu::cpuid::CpuModel;
+use crate::vcpu::gpr::{RBP, RSP};
+use crate::vcpu::{Seg, ZERO};
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
+    RflagsBits,
+};
+
+/// The six arithmetic flags, as iced-x86 numbers them.
+pub const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// What makes a block unique.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Key {
+    pub gpa: Gpa,
+    pub rip: u64,
+    pub mode: ModeKey,
+}
+
+/// A memory operand whose address generated code can compute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemRef {
+    pub seg: u8,
+    /// Guest registers, or [`ZERO`].
+    pub base: u8,
+    pub index: u8,
+    /// log2 of the scale.
+    pub scale: u8,
+    pub disp: i64,
+    /// Bytes accessed.
+    pub size: u16,
+    pub write: bool,
+    /// The address must be a multiple of the size.
+    pub aligned: bool,
+}
+
+impl MemRef {
+    /// The same registers and segment: only displacement and size may differ.
+    pub fn same_base(&self, o: &Self) -> bool {
+        (self.seg, self.base, self.index, self.scale) == (o.seg, o.base, o.index, o.scale)
+    }
+
+    /// Guest registers in the address.
+    pub fn registers(&self) -> u16 {
+        [self.base, self.index].into_iter().filter(|r| *r != ZERO).fold(0, |m, r| m | 1 << r)
+    }
+}
+
+/// One instruction of a block.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub i: Instruction,
+    pub insn: Insn,
+    pub translate: Translate,
+    /// Row attributes.
+    pub attrs: u8,
+    /// Ends the block.
+    pub end: bool,
+    pub rip: u64,
+    /// Arithmetic flags it reads, and those it may write.
+    pub reads: u32,
+    pub writes: u32,
+    /// Overwrites all six flags, whatever the operands.
+    pub full: bool,
+    /// General registers it writes, and those it uses at all.
+    pub gpr_written: u16,
+    pub gpr_used: u16,
+    /// The memory access generated code makes for it.
+    pub mem: Option<MemRef>,
+    /// Uses SSE registers.
+    pub sse: bool,
+    /// May fault without an access to memory.
+    pub faults: bool,
+}
+
+impl Item {
+    /// RIP of the instruction behind it.
+    pub fn next(&self, mode: ModeKey) -> u64 {
+        let n = self.rip.wrapping_add(u64::from(self.insn.len));
+        if mode.is64() { n } else { n & 0xffff_ffff }
+    }
+
+    /// Lets the interpreter execute it.
+    pub fn make_call(&mut self) {
+        self.translate = Translate::Call;
+        (self.reads, self.writes, self.full) = (ARITH, ARITH, false);
+        (self.gpr_written, self.gpr_used) = (u16::MAX, u16::MAX);
+        self.mem = None;
+        self.sse = false;
+    }
+
+    /// Is it executed by a call?
+    pub fn is_call(&self) -> bool {
+        matches!(self.translate, Translate::Call)
+    }
+
+    /// May it be left in the middle of the block? Then its flags can be seen.
+    pub fn is_site(&self) -> bool {
+        self.mem.is_some() || self.is_call() || self.sse || self.faults
+    }
+
+    /// What it adds to register `r`, if that is all it does to it.
+    pub fn adds(&self, r: u8) -> Option<i64> {
+        let to_r = |n| {
+            self.i.op_kind(n) == OpKind::Register
+                && self.i.op_register(n).is_gpr()
+                && self.i.op_register(n).size() >= 4
+                && self.i.op_register(n).full_register().number() == usize::from(r)
+        };
+        let full_width = self.insn.bits != 64 || self.i.op_count() > 0 && self.i.op0_register().size() == 8;
+        let stack = i64::from(self.insn.bits / 8);
+        match self.i.mnemonic() {
+            Mnemonic::Push if usize::from(r) == RSP => Some(-stack),
+            Mnemonic::Pop if usize::from(r) == RSP && !to_r(0) => Some(stack),
+            Mnemonic::Add if to_r(0) && full_width && is_imm(&self.i) => Some(self.i.immediate(1) as i64),
+            Mnemonic::Sub if to_r(0) && full_width && is_imm(&self.i) => {
+                Some((self.i.immediate(1) as i64).wrapping_neg())
+            }
+            Mnemonic::Lea
+                if to_r(0)
+                    && full_width
+                    && self.insn.base == r
+                    && self.insn.index == ZERO
+                    && self.insn.addr_mask >= 0xffff_ffff =>
+            {
+                Some(self.insn.disp as i64)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn is_imm(i: &Instruction) -> bool {
+    matches!(
+        i.op1_kind(),
+        OpKind::Immediate8to32 | OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate32
+    )
+}
+
+/// A block's worth of decoded instructions.
+#[derive(Debug)]
+pub struct Unit {
+    pub key: Key,
+    pub items: Vec<Item>,
+    /// Bytes.
+    pub len: u32,
+    /// Frame of the second page, if its one instruction straddles two.
+    pub second: Option<Gpa>,
+}
+
+/// Decodes and analyses instructions; one a machine.
+pub struct Analyser {
+    model: CpuModel,
+    factory: InstructionInfoFactory,
+}
+
+impl std::fmt::Debug for Analyser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Analyser({:?})", self.model)
+    }
+}
+
+impl Analyser {
+    pub fn new(model: CpuModel) -> Self {
+        Self { model, factory: InstructionInfoFactory::new() }
+    }
+
+    /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
+    /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
+    pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
+        let mut unit = Unit { key, items: Vec::with_capacity(8), len: 0, second: None };
+        let mut at = 0usize;
+        while unit.items.len() < super::MAX_INSNS {
+            let rip = key.rip.wrapping_add(at as u64);
+            // Outside 64-bit mode the instruction pointer wraps at 4 GiB: leave that to the interpreter.
+            if !key.mode.is64() && rip > u64::from(u32::MAX) - 15 || !unit.items.is_empty() && stop(rip) {
+                break;
+            }
+            let Some((d, i)) = isa::decode_full(&bytes[at..], key.mode.bits(), rip, self.model) else {
+                break;
+            };
+            let undefined = d.insn.code == 0;
+            let item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
+            let end = item.end;
+            unit.items.push(item);
+            at += if undefined { (bytes.len() - at).min(15) } else { usize::from(d.insn.len) };
+            if end {
+                break;
+            }
+        }
+        unit.len = at as u32;
+        unit
+    }
+
+    fn item(
+        &mut self,
+        i: Instruction,
+        insn: Insn,
+        translate: Translate,
+        attrs: u8,
+        rip: u64,
+        mode: ModeKey,
+    ) -> Item {
+        let mut it = Item {
+            i,
+            insn,
+            translate,
+            attrs,
+            end: attrs & isa::END != 0,
+            rip,
+            reads: ARITH,
+            writes: ARITH,
+            full: false,
+            gpr_written: u16::MAX,
+            gpr_used: u16::MAX,
+            mem: None,
+            sse: false,
+            faults: false,
+        };
+        if it.is_call() {
+            it.make_call();
+            return it;
+        }
+        it.reads = i.rflags_read() & ARITH;
+        it.writes = i.rflags_modified() & ARITH;
+        it.full = it.writes == ARITH && !by_cl(&i);
+        if matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
+            // Division changes no flag (see `isa::muldiv`).
+            (it.reads, it.writes, it.full, it.faults) = (0, 0, false, true);
+        }
+        self.registers(&mut it);
+        it.sse = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_xmm());
+        match memory(&it, mode) {
+            Ok(m) => it.mem = m,
+            Err(Untranslatable) => it.make_call(),
+        }
+        it
+    }
+
+    fn registers(&mut self, it: &mut Item) {
+        let info = self.factory.info_options(&it.i, InstructionInfoOptions::NO_MEMORY_USAGE);
+        (it.gpr_written, it.gpr_used) = (0, 0);
+        for u in info.used_registers() {
+            if !u.register().is_gpr() {
+                continue;
+            }
+            let bit = 1 << u.register().full_register().number();
+            it.gpr_used |= bit;
+            if matches!(
+                u.access(),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            ) {
+                it.gpr_written |= bit;
+            }
+        }
+    }
+}
+
+/// Shifts by CL write no flag if the count is zero.
+fn by_cl(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n) == Register::CL)
+        && matches!(
+            i.mnemonic(),
+            Mnemonic::Shl
+                | Mnemonic::Sal
+                | Mnemonic::Shr
+                | Mnemonic::Sar
+                | Mnemonic::Rol
+                | Mnemonic::Ror
+                | Mnemonic::Rcl
+                | Mnemonic::Rcr
+                | Mnemonic::Shld
+                | Mnemonic::Shrd
+        )
+}
+
+/// The access cannot be made by generated code.
+struct Untranslatable;
+
+/// The memory access of an instruction.
+fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
+    let word = u16::from(mode.bits() / 8);
+    let stack = |base: usize, disp: i64, write: bool| MemRef {
+        seg: Seg::Ss as u8,
+        base: base as u8,
+        index: ZERO,
+        scale: 0,
+        disp,
+        size: word,
+        write,
+        aligned: false,
+    };
+    let explicit = it.insn.rm == MEM && it.i.mnemonic() != Mnemonic::Lea && it.attrs & isa::NO_ACCESS == 0;
+    let m = match it.i.mnemonic() {
+        // A memory source is a second access.
+        Mnemonic::Push if explicit => return Err(Untranslatable),
+        Mnemonic::Pop if explicit => return Err(Untranslatable),
+        Mnemonic::Push => stack(RSP, -i64::from(word), true),
+        Mnemonic::Pop | Mnemonic::Ret => stack(RSP, 0, false),
+        Mnemonic::Leave => stack(RBP, 0, false),
+        Mnemonic::Call if !explicit => stack(RSP, -i64::from(word), true),
+        _ if !explicit => return Ok(None),
+        _ => operand(it),
+    };
+    let address_size = it.insn.addr_mask == if mode.is64() { u64::MAX } else { 0xffff_ffff };
+    // A bit string: the bit offset reaches beyond the operand.
+    let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && it.i.op1_kind() == OpKind::Register;
+    if !address_size || bit_string || !mode.fast_segment(m.seg) || m.size == 0 || m.size > 16 {
+        return Err(Untranslatable);
+    }
+    Ok(Some(m))
+}
+
+/// The ModRM memory operand.
+fn operand(it: &Item) -> MemRef {
+    let insn = &it.insn;
+    let write = match it.i.mnemonic() {
+        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp => false,
+        _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
+    };
+    let read_only =
+        matches!(it.i.mnemonic(), Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Imul);
+    MemRef {
+        seg: insn.seg,
+        base: insn.base,
+        index: insn.index,
+        scale: insn.scale,
+        disp: insn.disp as i64,
+        size: it.i.memory_size().size() as u16,
+        write: write && !read_only,
+        aligned: false,
+    }
+}

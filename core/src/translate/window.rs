@@ -1,0 +1,396 @@
+//! Memory operands in generated code: the inline TLB lookup, and windows: accesses off one base register that share one.
+//!
+//! A lookup leaves in R15 what turns the operand into a host address. Of the TLB entry it checks the tag of the kind of
+//! access (see `mmu::tlb`): the page of the last byte must be the one of the first, or the tag does not match. So an
+//! access through a matching entry stays in that entry's page of the slab.
+
+use super::emit::{Emitter, Unsupported, host};
+use super::unit::{Item, MemRef};
+use crate::isa::Translate;
+use crate::jit::frame::{Frame, ITLB, TLB, has_base};
+use crate::mmu::tlb::{ENTRIES, Entry};
+use crate::vcpu::ZERO;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
+
+/// Bytes a window spans at most.
+const SPAN: i64 = 1024;
+
+const READ: i32 = std::mem::offset_of!(Entry, read) as i32;
+const WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
+const EXEC: i32 = std::mem::offset_of!(Entry, exec) as i32;
+const ADDEND: i32 = std::mem::offset_of!(Entry, addend) as i32;
+/// log2 of an entry's size.
+const ENTRY_SHIFT: i8 = 5;
+const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
+/// Shift from an address to its entry's offset, and the mask of offsets.
+const INDEX_SHIFT: i8 = 12 - ENTRY_SHIFT;
+const INDEX_MASK: i32 = ((ENTRIES as i32) - 1) << ENTRY_SHIFT;
+
+/// R15 holds the host address of the byte at displacement `low` of `of`'s base as it was when the window was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    of: MemRef,
+    low: i64,
+    /// What has been added to the base since.
+    moved: i64,
+    /// The last instruction with an access in it.
+    pub until: usize,
+}
+
+/// A host memory operand: R15, maybe an index register, and a displacement.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub index: Option<u8>,
+    pub scale: u8,
+    pub disp: i64,
+}
+
+impl Place {
+    pub fn operand(&self) -> MemoryOperand {
+        let index = self.index.map_or(Register::None, gpr64);
+        let size = u32::from(self.disp != 0);
+        MemoryOperand::new(Register::R15, index, 1 << self.scale, self.disp, size, false, Register::None)
+    }
+}
+
+/// Host register number `h` as iced-x86 names it, 64 bits.
+pub fn gpr64(h: u8) -> Register {
+    Register::RAX + u32::from(h)
+}
+
+/// What a lookup checks: `low` to `low + size`, relative to the operand's base.
+struct Check {
+    low: i64,
+    size: i64,
+    write: bool,
+    aligned: bool,
+}
+
+impl Emitter<'_> {
+    /// Looks up the memory operand of the current instruction. RFLAGS, RAX and R15 are lost; RAX is free afterwards.
+    /// If the lookup misses, the instruction is interpreted.
+    pub(crate) fn access(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
+        if !self.options.inline_tlb {
+            return Err(Unsupported);
+        }
+        if let Some(w) = &self.window {
+            if w.of.same_base(m) {
+                return Ok(Place { index: None, scale: 0, disp: m.disp + w.moved - w.low });
+            }
+            self.window = None;
+        }
+        self.before_clobber();
+        self.check_budget_here();
+        let (until, low, high, write, count) = self.span(m);
+        if count < 2 {
+            return self.access_once(m);
+        }
+        let miss = self.slow_label(until);
+        self.check(m, &Check { low, size: high - low, write, aligned: false }, miss)?;
+        self.make_pointer(m, low)?;
+        self.window = Some(Window { of: *m, low, moved: 0, until });
+        Ok(Place { index: None, scale: 0, disp: m.disp - low })
+    }
+
+    /// [`Emitter::access`] outside any window, budget checked and flags saved already.
+    pub(super) fn access_once(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
+        let miss = self.slow_label(self.k);
+        let c = Check { low: m.disp, size: m.size.into(), write: m.write, aligned: m.aligned };
+        self.check(m, &c, miss)?;
+        self.single(m)
+    }
+
+    /// The base register of the open window, if instruction `it` adds to it: called after it.
+    pub(super) fn move_window(&mut self, it: &Item) {
+        if let Some(w) = &mut self.window
+            && w.of.base != ZERO
+            && let Some(d) = it.adds(w.of.base)
+        {
+            w.moved += d;
+        }
+    }
+
+    /// The instructions whose accesses can share a lookup with `m`, from the current one on: the last, the range of
+    /// displacements, whether any writes, and how many.
+    fn span(&self, m: &MemRef) -> (usize, i64, i64, bool, u32) {
+        let size = i64::from(m.size);
+        let mut best = (self.k, m.disp, m.disp + size, m.write, 1);
+        if !self.options.windows || m.aligned {
+            return best;
+        }
+        let (mut moved, mut low, mut high, mut write, mut count) = (0i64, m.disp, m.disp + size, m.write, 0);
+        for (n, it) in self.items().iter().enumerate().skip(self.k) {
+            if it.is_call() || it.sse && !self.sse || n > self.k && !keeps_window(it) {
+                break;
+            }
+            if let Some(o) = &it.mem {
+                if !o.same_base(m) || o.aligned {
+                    break;
+                }
+                low = low.min(o.disp + moved);
+                high = high.max(o.disp + moved + i64::from(o.size));
+                if high - low > SPAN {
+                    break;
+                }
+                write |= o.write;
+                count += 1;
+                best = (n, low, high, write, count);
+            }
+            if it.gpr_written & m.registers() != 0 {
+                match it.adds(m.base) {
+                    Some(d) if m.index == ZERO => moved += d,
+                    _ => break,
+                }
+            }
+            if it.end {
+                break;
+            }
+        }
+        best
+    }
+
+    /// The operand's address with displacement `disp` into RAX; RFLAGS are lost.
+    fn address(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
+        let parts = (m.base, m.index);
+        let in_frame = |r: u8| r != ZERO && host(r).is_none();
+        match parts {
+            (b, i) if in_frame(b) && in_frame(i) => {
+                self.load_frame(0, i);
+                self.lea(0, None, Some((0, m.scale)), disp)?;
+                let at = Frame::high_offset(b);
+                dynasm!(self.a ; .arch x64 ; add rax, [rsp + at]);
+                Ok(())
+            }
+            (b, i) if in_frame(b) => {
+                self.load_frame(0, b);
+                self.lea(0, Some(0), host(i).map(|h| (h, m.scale)), disp)
+            }
+            (b, i) if in_frame(i) => {
+                self.load_frame(0, i);
+                self.lea(0, host(b), Some((0, m.scale)), disp)
+            }
+            (b, i) => self.lea(0, host(b), host(i).map(|h| (h, m.scale)), disp),
+        }
+    }
+
+    /// Guest register `r`, which lives in the frame, into host register `h`.
+    pub(crate) fn load_frame(&mut self, h: u8, r: u8) {
+        let at = Frame::high_offset(r);
+        dynasm!(self.a ; .arch x64 ; mov Rq(h), [rsp + at]);
+    }
+
+    /// Host register `h` into guest register `r`, which lives in the frame.
+    pub(crate) fn store_frame(&mut self, h: u8, r: u8) {
+        let at = Frame::high_offset(r);
+        dynasm!(self.a ; .arch x64 ; mov [rsp + at], Rq(h));
+    }
+
+    /// LEA of host registers; in 32-bit code the result wraps at 4 GiB.
+    pub(crate) fn lea(
+        &mut self,
+        to: u8,
+        base: Option<u8>,
+        index: Option<(u8, u8)>,
+        disp: i64,
+    ) -> Result<(), Unsupported> {
+        let is64 = self.is64();
+        if base.is_none() && index.is_none() {
+            let v = if is64 { disp } else { disp & 0xffff_ffff };
+            dynasm!(self.a ; .arch x64 ; mov Rq(to), QWORD v);
+            return Ok(());
+        }
+        let (base, index) = match (base, index) {
+            (None, Some((i, 0))) => (Some(i), None),
+            other => other,
+        };
+        if let (Some(b), None, 0, true) = (base, index, disp, is64) {
+            if b != to {
+                dynasm!(self.a ; .arch x64 ; mov Rq(to), Rq(b));
+            }
+            return Ok(());
+        }
+        let b = base.map_or(Register::None, gpr64);
+        let (i, scale) = index.map_or((Register::None, 1), |(h, s)| (gpr64(h), 1 << s));
+        // A 32-bit displacement means the same modulo 4 GiB whatever its sign.
+        let disp = if is64 { disp } else { i64::from(disp as i32) };
+        let size = if b == Register::None { 8 } else { u32::from(disp != 0) };
+        let m = MemoryOperand::new(b, i, scale, disp, size, false, Register::None);
+        let (code, r) = match is64 {
+            true => (Code::Lea_r64_m, gpr64(to)),
+            false => (Code::Lea_r32_m, Register::EAX + u32::from(to)),
+        };
+        let i = Instruction::with2(code, r, m).map_err(|_| Unsupported)?;
+        self.encode(&i)
+    }
+
+    /// The lookup. Afterwards R15 holds the addend, in 32-bit code the host address of displacement `c.low`.
+    fn check(&mut self, m: &MemRef, c: &Check, miss: DynamicLabel) -> Result<(), Unsupported> {
+        let tag = if c.write { WRITE } else { READ };
+        if m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg) && !c.aligned {
+            return self.check_constant(c, tag, miss);
+        }
+        self.linear(m, c.low)?;
+        if c.aligned {
+            let mask = c.size as i8 - 1;
+            dynasm!(self.a ; .arch x64 ; test al, mask ; jne =>miss);
+        }
+        let last = c.size as i32 - 1;
+        dynasm!(self.a ; .arch x64
+            ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [rsp + TLB]);
+        if last != 0 {
+            dynasm!(self.a ; .arch x64 ; add rax, last);
+        }
+        dynasm!(self.a ; .arch x64
+            ; or rax, 0xfff ; cmp rax, [r15 + tag] ; jne =>miss ; mov r15, [r15 + ADDEND]);
+        if !self.is64() {
+            // The sum of host base and guest registers would not wrap at 4 GiB.
+            self.linear(m, c.low)?;
+            dynasm!(self.a ; .arch x64 ; add r15, rax);
+        }
+        Ok(())
+    }
+
+    /// The operand's linear address with displacement `disp` into RAX; RFLAGS are lost.
+    fn linear(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
+        self.address(m, disp)?;
+        if has_base(m.seg) {
+            let base = Frame::seg_offset(m.seg);
+            match self.is64() {
+                true => dynasm!(self.a ; .arch x64 ; add rax, [rsp + base]),
+                false => dynasm!(self.a ; .arch x64 ; add eax, [rsp + base]),
+            }
+        }
+        Ok(())
+    }
+
+    /// The lookup of an address known now. Leaves the host address of `c.low` in R15.
+    fn check_constant(&mut self, c: &Check, tag: i32, miss: DynamicLabel) -> Result<(), Unsupported> {
+        let want = c.low.wrapping_add(c.size - 1) | 0xfff;
+        let at = (c.low as u64 >> INDEX_SHIFT) as i32 & INDEX_MASK;
+        let back = c.low.wrapping_sub(want) as i32;
+        dynasm!(self.a ; .arch x64
+            ; mov r15, [rsp + TLB]
+            ; mov rax, QWORD want
+            ; cmp rax, [r15 + at + tag]
+            ; jne =>miss
+            ; mov r15, [r15 + at + ADDEND]
+            ; lea r15, [r15 + rax + back]);
+        Ok(())
+    }
+
+    /// After a lookup: R15 becomes the host address of displacement `low`.
+    fn make_pointer(&mut self, m: &MemRef, low: i64) -> Result<(), Unsupported> {
+        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
+            return Ok(());
+        }
+        let place = self.single_at(m, low)?;
+        let i =
+            Instruction::with2(Code::Lea_r64_m, Register::R15, place.operand()).map_err(|_| Unsupported)?;
+        self.encode(&i)
+    }
+
+    /// After the lookup of one access: its place.
+    fn single(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
+        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
+            return Ok(Place { index: None, scale: 0, disp: 0 });
+        }
+        self.single_at(m, m.disp)
+    }
+
+    /// 64-bit code, R15 = addend: the place of displacement `disp`. RFLAGS may be lost, R15 is changed.
+    fn single_at(&mut self, m: &MemRef, disp: i64) -> Result<Place, Unsupported> {
+        if has_base(m.seg) {
+            let base = Frame::seg_offset(m.seg);
+            dynasm!(self.a ; .arch x64 ; add r15, [rsp + base]);
+        }
+        let Ok(small) = i32::try_from(disp) else { return Err(Unsupported) };
+        let disp = i64::from(small);
+        match (m.base, m.index) {
+            (ZERO, ZERO) => Ok(Place { index: None, scale: 0, disp }),
+            (b, ZERO) => match host(b) {
+                Some(h) => Ok(Place { index: Some(h), scale: 0, disp }),
+                None => {
+                    let at = Frame::high_offset(b);
+                    dynasm!(self.a ; .arch x64 ; add r15, [rsp + at]);
+                    Ok(Place { index: None, scale: 0, disp })
+                }
+            },
+            (b, i) => {
+                match (b, host(b)) {
+                    (ZERO, _) => {}
+                    (_, Some(h)) => dynasm!(self.a ; .arch x64 ; add r15, Rq(h)),
+                    (_, None) => {
+                        let at = Frame::high_offset(b);
+                        dynasm!(self.a ; .arch x64 ; add r15, [rsp + at]);
+                    }
+                }
+                match host(i) {
+                    Some(h) => Ok(Place { index: Some(h), scale: m.scale, disp }),
+                    None => {
+                        self.load_frame(0, i);
+                        let i = MemoryOperand::new(
+                            Register::R15,
+                            Register::RAX,
+                            1 << m.scale,
+                            disp,
+                            1,
+                            false,
+                            Register::None,
+                        );
+                        let i =
+                            Instruction::with2(Code::Lea_r64_m, Register::R15, i).map_err(|_| Unsupported)?;
+                        self.encode(&i)?;
+                        Ok(Place { index: None, scale: 0, disp: 0 })
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks that the page of `rip` is mapped for fetching to the frame its token names; to `miss` if not. RFLAGS, RAX
+    /// and R15 are lost. Returns the offset of the token in the code.
+    pub(super) fn token_check(&mut self, rip: u64, miss: DynamicLabel) -> usize {
+        self.fetch_check(rip, 0, miss)
+    }
+
+    fn fetch_check(&mut self, rip: u64, token: u64, miss: DynamicLabel) -> usize {
+        let at = (rip >> INDEX_SHIFT) as i32 & INDEX_MASK;
+        dynasm!(self.a ; .arch x64 ; mov r15, [rsp + ITLB] ; mov rax, QWORD token as i64);
+        let offset = self.a.offset().0 - 8;
+        dynasm!(self.a ; .arch x64 ; cmp rax, [r15 + at + EXEC] ; jne =>miss);
+        offset
+    }
+
+    /// At the entry of a block in two pages: checks the second, else leaves. The flags are saved.
+    pub(super) fn check_second_page(&mut self, token: u64) {
+        let leave = self.leave_label();
+        let next = (self.unit.key.rip | 0xfff).wrapping_add(1);
+        let next = if self.is64() { next } else { next & 0xffff_ffff };
+        self.fetch_check(next, token, leave);
+    }
+
+    /// RAX (a guest RIP) is looked up in the jump cache; to `miss` if it is not there. Leaves in R15 the entry's address;
+    /// RFLAGS and RAX are lost.
+    pub(crate) fn jump_cache_lookup(&mut self, miss: DynamicLabel) {
+        use super::jump_cache::{CODE, MASK, RIP, SHIFT, SLOT, TOKEN};
+        use crate::jit::frame::JUMP_CACHE;
+        dynasm!(self.a ; .arch x64
+            ; mov r15d, eax ; shr r15d, 12 ; xor r15d, eax ; and r15d, MASK ; shl r15d, SHIFT
+            ; add r15, [rsp + JUMP_CACHE]
+            ; cmp rax, [r15 + RIP] ; jne =>miss
+            ; mov rax, [r15 + SLOT] ; add rax, [rsp + ITLB] ; mov rax, [rax + EXEC]
+            ; cmp rax, [r15 + TOKEN] ; jne =>miss
+        );
+        let _: i32 = CODE;
+    }
+}
+
+/// Does an instruction leave R15 alone (but for its memory operand)?
+fn keeps_window(it: &Item) -> bool {
+    match it.translate {
+        Translate::Identical => (it.gpr_used >> 13).count_ones() < 2 || it.mem.is_some(),
+        Translate::Emit(_) => super::stack::keeps_window(it),
+        Translate::Call => false,
+    }
+}
