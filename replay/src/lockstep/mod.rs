@@ -26,8 +26,6 @@ use retrovisor_core::vcpu::Vcpu;
 const DEVICES_EVERY: u64 = 1 << 22;
 /// Instructions between two comparisons of all memory, which finds writes that no one noted.
 const MEMORY_EVERY: u64 = 1 << 28;
-/// A run that must end at an exact instruction goes there in one step from this far: a block cannot be cut.
-const NEAR: u64 = 1 << 16;
 
 /// How far a step goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,18 +173,17 @@ impl Lockstep {
         let until = until.unwrap_or(Icount(u64::MAX));
         match self.stride {
             Stride::Instructions(n) => leader.run(Some(until.min(Icount(from.saturating_add(n.max(1)))))),
-            Stride::Blocks(_) if until.0.saturating_sub(from) <= NEAR => leader.run(Some(until)),
-            Stride::Blocks(n) => self.lead_blocks(leader, n.max(1)),
+            Stride::Blocks(n) => self.lead_blocks(leader, until, n.max(1)),
         }
     }
 
-    fn lead_blocks(&mut self, leader: &mut Vm, blocks: u32) -> VmExit {
+    fn lead_blocks(&mut self, leader: &mut Vm, until: Icount, blocks: u32) -> VmExit {
         let (from, mut left) = (leader.sys.icount, blocks);
         // An idle stretch may end at the same instruction; comparing there would compare half of it.
-        while left > 0 || leader.sys.icount == from {
+        while (left > 0 || leader.sys.icount == from) && leader.sys.icount < until.0 {
             left = left.saturating_sub(1);
             self.stats.blocks += 1;
-            match leader.run_block() {
+            match leader.run_block(Some(until)) {
                 VmExit::Reached => {}
                 exit => return exit,
             }
