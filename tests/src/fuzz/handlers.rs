@@ -1,4 +1,4 @@
-//! The fuzzing guest's kernel: handlers that count what happens and let the program go on, wherever it was.
+//! The fuzzing guest's kernel for 64-bit programs: handlers that count what happens and let the program go on, wherever it was.
 //!
 //! A page fault in the window is mended every other time: the page is made present and writable, and the instruction
 //! runs again. After any other fault the program goes on as the next record at [`RESUME`] says: RIP, RSP, RFLAGS,
@@ -38,9 +38,9 @@ pub struct Handlers {
 }
 
 /// Vectors whose delivery pushes an error code.
-const WITH_ERROR: [usize; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
+pub(super) const WITH_ERROR: [usize; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
 /// Timer ticks between two that move the program elsewhere, so that no loop keeps it.
-const MOVE_EVERY: i32 = 64;
+pub(super) const MOVE_EVERY: i32 = 64;
 
 /// Assembles the handlers.
 pub fn handlers() -> Handlers {
@@ -79,7 +79,7 @@ fn build() -> Result<Handlers, IcedError> {
     Ok(Handlers { code: done.inner.code_buffer, entries, syscall })
 }
 
-fn here(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+pub(super) fn here(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
     let mut l = a.create_label();
     a.set_label(&mut l)?;
     a.zero_bytes()?;

@@ -30,6 +30,8 @@ pub const SPACE: u64 = 0x4000;
 pub const SPACES: u64 = 3;
 /// Offset of the table of the window's pages in a space's tables.
 pub const LEAVES: u64 = 0x3000;
+/// Offset of the root of 32-bit programs: PAE paging has a level less.
+pub const ROOT32: u64 = 0x1000;
 /// The program and its data, at this linear address; its frames are at the same physical address.
 pub const WINDOW: u64 = 0x20_0000;
 pub const CODE_PAGES: u64 = 4;
@@ -47,7 +49,7 @@ pub mod sel {
     pub const CODE3: u16 = 0x2b;
     pub const TSS: u16 = 0x30;
     /// A data segment that is not present.
-    pub const ABSENT: u16 = 0x40;
+    pub const ABSENT: u16 = 0x43;
 }
 
 /// Bits of a page-table entry.
@@ -82,11 +84,12 @@ fn words(vm: &mut Vm, at: u64, values: &[u64]) {
 }
 
 /// The page tables of space `k`.
-fn tables(vm: &mut Vm, k: u64, rng: &mut Rng) {
+fn tables(vm: &mut Vm, k: u64, bits: u32, rng: &mut Rng) {
     use pte::{P, U, W};
     let root = TABLES + k * SPACE;
     words(vm, root, &[(root + 0x1000) | P | W | U]);
-    words(vm, root + 0x1000, &[(root + 0x2000) | P | W | U]);
+    // A page-directory-pointer entry of PAE paging has no rights.
+    words(vm, root + 0x1000, &[(root + 0x2000) | P | if bits == 64 { W | U } else { 0 }]);
     // The first 2 MiB have a table of their own, shared by all spaces: the handlers must always be there.
     let low = TABLES + SPACES * SPACE;
     words(vm, root + 0x2000, &[low | P | W | U, (root + LEAVES) | P | W | U]);
@@ -110,12 +113,21 @@ const fn descriptor(attr: u64) -> u64 {
     (attr & 0xff) << 40 | (attr >> 12 & 0xf) << 52 | 0xf << 48 | 0xffff
 }
 
-fn descriptor_tables(vm: &mut Vm, handlers: &[u64]) {
-    let code = u64::from(attr::P | attr::S | attr::CODE | attr::RW | attr::ACCESSED | attr::G | attr::L);
-    let data = u64::from(attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | attr::DB);
+/// Attributes of a code segment of DPL 0.
+const fn code_attr(bits: u32) -> u32 {
+    let size = if bits == 64 { attr::L } else { attr::DB };
+    attr::P | attr::S | attr::CODE | attr::RW | attr::ACCESSED | attr::G | size
+}
+
+/// Attributes of a data segment of DPL 0.
+const DATA_ATTR: u32 = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | attr::DB;
+
+fn descriptor_tables(vm: &mut Vm, bits: u32, handlers: &[u64]) {
+    let code = u64::from(code_attr(bits));
+    let data = u64::from(DATA_ATTR);
     let user = 3 << 5;
     let tss = 0x67 | (TSS & 0xff_ffff) << 16 | 0x8b << 40;
-    let absent = descriptor(data & !u64::from(attr::P));
+    let absent = descriptor((data | user) & !u64::from(attr::P));
     let gdt = [
         0,
         descriptor(code),
@@ -128,16 +140,24 @@ fn descriptor_tables(vm: &mut Vm, handlers: &[u64]) {
         absent,
     ];
     words(vm, GDT, &gdt);
-    // RSP0 and IST1 are at odd places: 4 and 0x24.
+    // RSP0 and IST1 are at 4 and 0x24, ESP0 and SS0 at 4 and 8.
     let mut image = vec![0u8; 0x68];
     image[4..12].copy_from_slice(&STACK.to_le_bytes());
-    image[0x24..0x2c].copy_from_slice(&STACK.to_le_bytes());
+    if bits == 64 {
+        image[0x24..0x2c].copy_from_slice(&STACK.to_le_bytes());
+    } else {
+        image[8..10].copy_from_slice(&sel::DATA0.to_le_bytes());
+    }
     assert!(vm.sys.mem.write_phys(Gpa(TSS), &image), "RAM");
-    let gates: Vec<u64> = handlers.iter().enumerate().flat_map(|(v, h)| gate(v, *h)).collect();
+    let gates = handlers.iter().enumerate();
+    let gates: Vec<u64> = match bits {
+        64 => gates.flat_map(|(v, h)| gate(v, *h)).collect(),
+        _ => gates.map(|(v, h)| gate(v, *h)[0] & !(7 << 32)).collect(),
+    };
     words(vm, IDT, &gates);
 }
 
-/// A 64-bit interrupt gate on IST1. INT3, INTO and the system call may be used at CPL 3.
+/// A 64-bit interrupt gate on IST1; its first half, without the IST, is a 32-bit one. INT3, INTO and the system call may be used at CPL 3.
 fn gate(vector: usize, handler: u64) -> [u64; 2] {
     let dpl = if [3, 4, 0x80].contains(&vector) { 3 } else { 0 };
     let low = handler & 0xffff | u64::from(sel::CODE0) << 16 | 1 << 32 | (0x8e | dpl << 5) << 40;
@@ -175,8 +195,8 @@ fn segment(selector: u16, attr: u32) -> Segment {
 /// Puts the machine before the first instruction of `guest`'s program.
 pub fn install(vm: &mut Vm, guest: &Guest) {
     let mut rng = Rng(guest.seed ^ 0x5eed);
-    (0..SPACES).for_each(|k| tables(vm, k, &mut rng));
-    descriptor_tables(vm, &guest.handlers.entries);
+    (0..SPACES).for_each(|k| tables(vm, k, guest.bits, &mut rng));
+    descriptor_tables(vm, guest.bits, &guest.handlers.entries);
     for (at, bytes) in
         [(HANDLERS, &guest.handlers.code), (WINDOW, &guest.program.code), (RESUME, &guest.program.resume)]
     {
@@ -185,32 +205,45 @@ pub fn install(vm: &mut Vm, guest: &Guest) {
     let data: Vec<u8> = (0..(DATA.1 - DATA.0) * 256).flat_map(|_| rng.vector().to_le_bytes()).collect();
     assert!(vm.sys.mem.write_phys(Gpa(WINDOW + 0x1000 * DATA.0), &data), "RAM");
     timer(vm, guest.timer);
-    let cpu = &mut vm.vcpus[0];
-    cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
-    cpu.cr4 = cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
-    cpu.cr3 = TABLES;
-    cpu.msr.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-    cpu.msr.star = u64::from(sel::CODE0) << 32 | 0x1b << 48;
-    cpu.msr.lstar = guest.handlers.syscall;
-    cpu.msr.sfmask = 0x4_7700;
-    (cpu.gdtr, cpu.idtr) = (TableReg { base: GDT, limit: 0x47 }, TableReg { base: IDT, limit: 0xfff });
-    let code = attr::P | attr::S | attr::CODE | attr::RW | attr::ACCESSED | attr::G | attr::L;
-    let data = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | attr::DB;
-    cpu.seg = [segment(sel::DATA0, data); 6];
-    cpu.seg[Seg::Cs as usize] = segment(sel::CODE0, code);
-    cpu.seg[Seg::Fs as usize].base = 0x1000;
-    cpu.seg[Seg::Gs as usize].base = 0u64.wrapping_sub(0x800);
-    cpu.tr = Segment { base: TSS, limit: 0x67, ..segment(sel::TSS, 0x8b) };
-    cpu.ldtr = segment(0, attr::UNUSABLE);
-    for r in &mut cpu.gpr[..16] {
-        *r = rng.value();
-    }
-    cpu.gpr[gpr::RSP] = TOP;
-    cpu.fpu.xmm = std::array::from_fn(|_| rng.vector());
-    cpu.fpu.init();
-    (cpu.rip, cpu.insn_rip) = (WINDOW, WINDOW);
-    cpu.refresh();
+    registers(vm, guest, &mut rng);
     if let Some(mut ctx) = vm.ctx(0) {
         ctx.mmu_switch();
     }
+}
+
+fn registers(vm: &mut Vm, guest: &Guest, rng: &mut Rng) {
+    let pdpte = vm.sys.mem.ram.read::<u64>((TABLES + ROOT32) as usize);
+    let cpu = &mut vm.vcpus[0];
+    let long = guest.bits == 64;
+    cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+    cpu.cr4 = cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    cpu.cr3 = if long { TABLES } else { TABLES + ROOT32 };
+    cpu.pdpte = if long { [0; 4] } else { [pdpte, 0, 0, 0] };
+    cpu.msr.efer = efer::NXE | if long { efer::SCE | efer::LME | efer::LMA } else { 0 };
+    cpu.msr.star = u64::from(sel::CODE0) << 32 | 0x1b << 48;
+    cpu.msr.lstar = guest.handlers.syscall;
+    cpu.msr.sfmask = 0x4_7700;
+    let gates = guest.handlers.entries.len() as u16;
+    cpu.gdtr = TableReg { base: GDT, limit: 0x47 };
+    cpu.idtr = TableReg { base: IDT, limit: gates * if long { 16 } else { 8 } - 1 };
+    // 32-bit programs begin at CPL 3.
+    let (code, data, dpl) = match long {
+        true => (sel::CODE0, sel::DATA0, 0),
+        false => (sel::CODE3, sel::DATA3, attr::DPL),
+    };
+    cpu.seg = [segment(data, DATA_ATTR | dpl); 6];
+    cpu.seg[Seg::Cs as usize] = segment(code, code_attr(guest.bits) | dpl);
+    cpu.seg[Seg::Fs as usize].base = 0x1000;
+    cpu.seg[Seg::Gs as usize].base = 0u64.wrapping_sub(0x800) & if long { u64::MAX } else { 0xffff_ffff };
+    cpu.tr = Segment { base: TSS, limit: 0x67, ..segment(sel::TSS, 0x8b) };
+    cpu.ldtr = segment(0, attr::UNUSABLE);
+    for r in &mut cpu.gpr[..if long { 16 } else { 8 }] {
+        *r = rng.value() & if long { u64::MAX } else { 0xffff_ffff };
+    }
+    cpu.gpr[gpr::RSP] = TOP;
+    cpu.fpu.xmm = std::array::from_fn(|n| if long || n < 8 { rng.vector() } else { 0 });
+    cpu.fpu.init();
+    (cpu.rip, cpu.insn_rip) = (WINDOW, WINDOW);
+    cpu.flags.0 = if long { 2 } else { 0x202 };
+    cpu.refresh();
 }

@@ -2,11 +2,14 @@
 //! makes the same again. The guest's kernel mends, skips and counts what goes wrong, so that a program goes on whatever
 //! happens to it.
 //!
-//! `layout` where everything is, and the machine's state at the start | `handlers` the guest's kernel | `program` what
-//! is random.
+//! `layout` where everything is, and the machine's state at the start | `handlers` and `handlers32` the guest's kernel |
+//! `program`, `pieces64` and `pieces32` what is random.
 
 pub mod handlers;
+mod handlers32;
 pub mod layout;
+mod pieces32;
+mod pieces64;
 pub mod program;
 
 use crate::asm::multiboot;
@@ -29,6 +32,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 /// A program with everything around it.
 pub struct Guest {
     pub seed: u64,
+    /// 32 or 64.
+    pub bits: u32,
     pub handlers: Handlers,
     pub program: Program,
     /// The timer's divisor, and nanoseconds an instruction takes: how often it interrupts.
@@ -42,7 +47,8 @@ impl Guest {
         let rng = &mut Rng(seed);
         let program = program::program(forms, rng);
         let (timer, ns_per_insn) = (2 + rng.below(20) as u16, 1 + rng.below(60));
-        Self { seed, handlers: handlers::handlers(), program, timer, ns_per_insn }
+        let handlers = if forms.bits == 64 { handlers::handlers() } else { handlers32::handlers() };
+        Self { seed, bits: forms.bits, handlers, program, timer, ns_per_insn }
     }
 
     /// The machine, before the program's first instruction.
@@ -140,26 +146,47 @@ fn note_codes(vm: &Vm, seen: &mut HashSet<u64>, codes: &mut BTreeSet<Code>) {
     let Ok(w) = walk(&vm.sys.mem, &Paging::of(cpu), cpu.rip) else { return };
     let n = bytes.len().min(4096 - (cpu.rip & 4095) as usize);
     if vm.sys.mem.read_phys(w.gpa, &mut bytes[..n]) {
-        codes.insert(Decoder::with_ip(64, &bytes[..n], cpu.rip, DecoderOptions::NONE).decode().code());
+        codes.insert(
+            Decoder::with_ip(cpu.mode.bits.into(), &bytes[..n], cpu.rip, DecoderOptions::NONE)
+                .decode()
+                .code(),
+        );
     }
 }
 
-/// Runs programs of consecutive seeds until `instructions` have been executed, each for at most `each`.
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Hunt {
+    /// 32- or 64-bit programs.
+    pub bits: u32,
+    /// The first seed; others follow until so many instructions have been executed, so many of each program at most.
+    pub seed: u64,
+    pub instructions: u64,
+    pub each: u64,
+    /// Says which seed comes next, for when it takes the process with it.
+    pub loud: bool,
+}
+
+/// Runs programs.
 ///
 /// # Errors
 /// The seed and the report of the first difference.
-pub fn hunt(first: u64, instructions: u64, each: u64, options: VerifyOptions) -> Result<Coverage, String> {
-    let mut forms = Forms::new();
+pub fn hunt(what: Hunt, options: VerifyOptions) -> Result<Coverage, String> {
+    let Hunt { bits, seed: first, instructions, each, loud } = what;
+    let mut forms = Forms::new(bits);
     let mut c = Coverage { excluded: std::mem::take(&mut forms.excluded), ..Coverage::default() };
     for seed in first.. {
         if c.instructions >= instructions {
             break;
         }
+        if loud {
+            eprintln!("seed {seed}");
+        }
         let guest = Guest::new(&forms, seed);
         let mut machine = guest.machine(options);
         let exit = machine.run(Some(Icount(each)));
         if let Some(m) = machine.mismatch() {
-            return Err(format!("seed {seed}: {m}"));
+            return Err(format!("{bits}-bit program, seed {seed}: {m}"));
         }
         c.add(&mut machine, exit);
         if seed % 16 == 0 {
