@@ -120,6 +120,8 @@ pub struct Emitter<'a> {
     pub(crate) a: &'a mut Asm,
     pub(super) unit: &'a Unit,
     pub(super) options: JitOptions,
+    /// The host has BMI2.
+    pub(super) bmi2: bool,
     insns: Arc<[Insn]>,
     pub(super) flags: FlagState,
     /// Number of the current instruction.
@@ -180,6 +182,7 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         a: &mut tools.asm,
         unit,
         options: target.options,
+        bmi2: is_x86_feature_detected!("bmi2"),
         insns,
         flags: FlagState::default(),
         k: 0,
