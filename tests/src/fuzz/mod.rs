@@ -96,7 +96,8 @@ pub struct Coverage {
 impl Coverage {
     fn add(&mut self, machine: &mut Machine, exit: VmExit) {
         self.programs += 1;
-        self.instructions += machine.when().icount.0;
+        let insns = machine.when().icount.0;
+        self.instructions += insns;
         *self.ends.entry(format!("{exit:?}")).or_default() += 1;
         let jit = machine.jit_stats();
         self.entries += jit.entries;
@@ -110,8 +111,10 @@ impl Coverage {
         for v in 0..256 {
             let mut b = [0; 8];
             reference.sys.mem.read_phys(Gpa(COUNTS + 8 * v), &mut b);
-            if v <= 0x81 && b != [0; 8] {
-                *self.vectors.entry(v as usize).or_default() += u64::from_le_bytes(b);
+            // The program may have written over a counter.
+            let n = u64::from_le_bytes(b);
+            if v <= 0x81 && n != 0 && n <= insns {
+                *self.vectors.entry(v as usize).or_default() += n;
             }
         }
     }
