@@ -8,7 +8,7 @@ use super::window::Window;
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{BUDGET, FLAGS_BELOW, LEAVE, SLOW, SSE};
+use crate::jit::frame::{FLAGS_BELOW, LEAVE, SLOW, SSE};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -81,8 +81,21 @@ pub struct Code {
 
 /// A piece of code off the straight path.
 enum Cold {
-    Slow { from: DynamicLabel, site: usize, resume: Option<Resume> },
-    Exit { from: DynamicLabel, slot: usize },
+    Slow {
+        from: DynamicLabel,
+        site: usize,
+        resume: Option<Resume>,
+    },
+    Exit {
+        from: DynamicLabel,
+        slot: usize,
+    },
+    /// A branch out of the middle of the block, which gives back the budget of the `rest`.
+    Side {
+        from: DynamicLabel,
+        slot: usize,
+        rest: i32,
+    },
 }
 
 /// Where a slow path comes back to.
@@ -241,11 +254,13 @@ impl Emitter<'_> {
         if self.unit.second.is_some() {
             return 0;
         }
-        let items = self.items();
+        // Before anything can leave the block.
+        let side = self.items().iter().position(|it| it.i.is_jcc_short_or_near());
+        let items = side.map_or(self.items(), |k| &self.items()[..=k]);
         if let Some(k) = items.iter().position(Item::is_site) {
             return k;
         }
-        let end = items.len() - usize::from(items.last().is_some_and(|it| it.end));
+        let end = items.len() - usize::from(side.is_some() || items.last().is_some_and(|it| it.end));
         items.iter().rposition(|it| it.full && it.reads == 0).unwrap_or(end)
     }
 
@@ -488,11 +503,9 @@ impl Emitter<'_> {
         self.budgeted = true;
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
-        let n = self.items().len() as i32;
+        let n = self.items().len() as i8;
         const { assert!(super::MAX_INSNS <= i8::MAX as usize) };
-        // SUB QWORD [rsp + BUDGET], n with both constants in a byte, which the assembler has no way to ask for.
-        self.a.extend(&[0x48, 0x83, 0x6c, 0x24, BUDGET as u8, n as u8]);
-        dynasm!(self.a ; .arch x64 ; js =>from);
+        dynasm!(self.a ; .arch x64 ; sub r12, BYTE n ; js =>from);
     }
 
     /// At the end of a block without any better place.
@@ -552,6 +565,31 @@ impl Emitter<'_> {
         self.cold.push(Cold::Exit { from, slot });
     }
 
+    /// Branches to `rip` out of the middle of the block on condition `cc` (flags in RFLAGS).
+    pub(crate) fn side_exit(&mut self, cc: u8, rip: u64) {
+        let slot = self.new_slot(rip);
+        let from = self.a.new_dynamic_label();
+        self.jcc(cc, from);
+        let rest = (self.items().len() - self.k - 1) as i32;
+        self.cold.push(Cold::Side { from, slot, rest });
+    }
+
+    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32) {
+        dynasm!(self.a ; .arch x64 ; =>from ; lea r12, [r12 + rest]);
+        let exit = self.a.new_dynamic_label();
+        let Slot { rip, host, saved, .. } = self.slots[slot];
+        if self.leaves_page(rip) {
+            if host && !saved {
+                self.emit_save();
+            }
+            (self.slots[slot].host, self.slots[slot].saved) = (false, true);
+            self.slots[slot].token = Some(self.token_check(rip, exit));
+        }
+        dynasm!(self.a ; .arch x64 ; jmp =>exit);
+        self.slots[slot].jump = self.a.offset().0 - 4;
+        self.cold_exit(exit, slot);
+    }
+
     pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
         match cc {
             0 => dynasm!(self.a ; .arch x64 ; jo =>to),
@@ -589,6 +627,7 @@ impl Emitter<'_> {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
+                Cold::Side { from, slot, rest } => self.cold_side(from, slot, rest),
             }
         }
     }
