@@ -98,6 +98,26 @@ pub struct MachineArgs {
     pub testdev: bool,
 }
 
+/// What executes the guest. No choice changes what the guest does, only how fast.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// What executes the guest: jit (the binary translator), interp (the interpreter, the reference), or lockstep
+    /// (both, step by step; the first difference ends the run with a report)
+    #[arg(long, value_name = "NAME", default_value = "jit")]
+    pub engine: String,
+    /// Switches fast paths of the translator off, to find the one at fault: a comma-separated list of no-chain,
+    /// no-jump-cache, no-inline-tlb, no-windows, no-lazy-flags, no-identical, no-sse, no-x87, no-adapt
+    #[arg(long, value_name = "no-NAME,..")]
+    pub jit_opt: Vec<String>,
+    /// Lockstep: compares after so many blocks of the translator, 1 if not given
+    #[arg(long, value_name = "N", conflicts_with = "step_insns", value_parser = clap::value_parser!(u32).range(1..))]
+    pub step_blocks: Option<u32>,
+    /// Lockstep: compares after so many instructions, and lets the translator run on across blocks in between
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub step_insns: Option<u64>,
+}
+
 /// How a debugger attaches.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Debugging")]
@@ -119,14 +139,13 @@ pub struct RunArgs {
     /// Serial port COM1: stdio, null, or file:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub serial: String,
-    /// Engine that executes the guest
-    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
-    pub engine: EngineArg,
     /// Prints the final icount and state hash on stderr when the run ends
     #[arg(long)]
     pub hash: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
     #[command(flatten)]
     pub debug: DebugArgs,
 }
@@ -136,15 +155,14 @@ pub struct ReplayArgs {
     /// The trace
     #[arg(value_name = "FILE.rvt")]
     pub trace: PathBuf,
-    /// Engine that executes the guest
-    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
-    pub engine: EngineArg,
     /// Stops before the instruction with this icount
     #[arg(long, value_name = "ICOUNT")]
     pub to: Option<u64>,
     /// Shows what the guest wrote to its serial port
     #[arg(long)]
     pub show: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
     #[command(flatten)]
     pub debug: DebugArgs,
 }
@@ -154,12 +172,11 @@ pub struct VerifyArgs {
     /// Traces to verify
     #[arg(value_name = "FILE.rvt", required = true)]
     pub traces: Vec<PathBuf>,
-    /// Engine that executes the guest
-    #[arg(long, value_enum, default_value_t = EngineArg::Interp)]
-    pub engine: EngineArg,
     /// Traces verified at the same time
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 #[derive(Subcommand, Debug)]
@@ -186,12 +203,6 @@ pub enum TraceCommand {
         #[arg(long, value_name = "ICOUNT")]
         to: Option<u64>,
     },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum EngineArg {
-    /// The interpreter: the reference
-    Interp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -1,11 +1,13 @@
 //! What the command line means: sizes, numbers, addresses and files, checked. Owns the one-line errors for them.
 
-use crate::args::{ClockArg, CpuArg, MachineArgs};
-use anyhow::{Context, Result, bail};
+use crate::args::{ClockArg, CpuArg, EngineArgs, MachineArgs};
+use anyhow::{Context, Result, anyhow, bail};
 use retrovisor_core::clock::ClockKind;
+use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::vcpu::cpuid::CpuModel;
+use retrovisor_replay::{Stride, VerifyOptions};
 use std::path::Path;
 
 /// Smallest and largest guest memory.
@@ -34,6 +36,26 @@ pub fn machine(a: &MachineArgs) -> Result<MachineConfig> {
         testdev: a.testdev,
         ..MachineConfig::default()
     })
+}
+
+/// The engine the flags ask for.
+pub fn engine(a: &EngineArgs) -> Result<VerifyOptions> {
+    let jit: JitOptions = a.jit_opt.join(",").parse().map_err(|e: String| anyhow!("--jit-opt: {e}"))?;
+    let stride = match (a.step_blocks, a.step_insns) {
+        (_, Some(n)) => Stride::Instructions(n),
+        (n, None) => Stride::Blocks(n.unwrap_or(1)),
+    };
+    if a.engine == "lockstep" {
+        return Ok(VerifyOptions { engine: Engine::Jit, jit, lockstep: Some(stride) });
+    }
+    if a.step_blocks.is_some() || a.step_insns.is_some() {
+        bail!(
+            "--step-blocks and --step-insns say how often --engine lockstep compares; --engine is {}",
+            a.engine
+        );
+    }
+    let engine = a.engine.parse().map_err(|e: String| anyhow!("--engine: {e}, or lockstep"))?;
+    Ok(VerifyOptions { engine, jit, lockstep: None })
 }
 
 /// Reads the images the flags name.
@@ -133,6 +155,30 @@ mod tests {
         for s in ["0", "1T", "abc", "", "-1", "99999999999999999999", "18446744073709551615G", "12Q"] {
             let e = format!("{:#}", memory(s).unwrap_err());
             assert!(e.contains("--memory"), "{s}: {e}");
+        }
+    }
+
+    #[test]
+    fn engine_and_its_switches() {
+        let of = |name: &str, switches: &[&str]| {
+            let jit_opt = switches.iter().map(|s| (*s).to_owned()).collect();
+            engine(&EngineArgs { engine: name.into(), jit_opt, step_blocks: None, step_insns: None })
+        };
+        assert_eq!(of("jit", &[]).unwrap(), VerifyOptions::default());
+        let jit = JitOptions { chain: false, sse: false, x87: false, ..JitOptions::default() };
+        let options = VerifyOptions { engine: Engine::Interp, jit, lockstep: None };
+        assert_eq!(of("interp", &["no-chain,no-sse", "no-x87"]).unwrap(), options);
+        assert_eq!(of("lockstep", &[]).unwrap().lockstep, Some(Stride::Blocks(1)));
+        assert!(of("tcg", &[]).unwrap_err().to_string().starts_with("--engine: "));
+        assert!(of("jit", &["no-sse,chain"]).unwrap_err().to_string().starts_with("--jit-opt: "));
+    }
+
+    #[test]
+    fn the_help_names_every_switch() {
+        use clap::CommandFactory;
+        let help = crate::args::Cli::command().find_subcommand_mut("run").unwrap().render_help().to_string();
+        for name in JitOptions::NAMES {
+            assert!(help.contains(&format!("no-{name}")), "{name} is missing in: {help}");
         }
     }
 

@@ -125,3 +125,27 @@ impl InputPort for NoInput {
         if deadline.is_some() { Idle::Deadline } else { Idle::End }
     }
 }
+
+impl InputPort for Box<dyn InputPort> {
+    fn poll(&mut self, now: When) -> Poll {
+        (**self).poll(now)
+    }
+    fn next_poll(&self) -> Option<Icount> {
+        (**self).next_poll()
+    }
+    fn answer(&mut self, now: When, query: Query) -> u64 {
+        (**self).answer(now, query)
+    }
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
+        (**self).idle(now, deadline)
+    }
+    fn set_deadline(&mut self, deadline: Option<GuestTime>) {
+        (**self).set_deadline(deadline)
+    }
+    fn inject(&mut self, now: When, event: &InputEvent) {
+        (**self).inject(now, event)
+    }
+    fn check(&mut self, now: When, hash: crate::hash::StateHash) -> bool {
+        (**self).check(now, hash)
+    }
+}

@@ -7,13 +7,15 @@
 //! Map: `addr` newtypes | `vcpu` architectural state | `isa` decoding and one row per instruction form |
 //! `interp` the reference engine | `engine` budget, dispatch, exact landing | `mmu` paging, TLB, shadow tables
 //! and the only guest load/store path | `mem` guest-physical memory | `devices` pure register models |
-//! `machine` the board and the VM | `loader` guest images (bytes in, no file I/O) | `jit` executable memory.
+//! `machine` the board and the VM | `loader` guest images (bytes in, no file I/O) | `jit` executable memory |
+//! `disasm` disassembly for people.
 
 pub mod addr;
 pub mod bug;
 pub mod clock;
 pub mod ctx;
 pub mod devices;
+pub mod disasm;
 pub mod engine;
 pub mod exception;
 pub mod hash;

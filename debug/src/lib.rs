@@ -2,12 +2,11 @@
 //!
 //! Map: `session` the door for every client (the VM thread, commands in, events out) | `stop` why it stopped |
 //! `breakpoints` the shared set | `inspect` side-effect-free reading | `registers` names and values |
-//! `disasm` guest disassembly | `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub.
+//! `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub.
 //!
 //! Nothing here changes guest state except through `Vm::inject`, so every change is a logged input.
 
 pub mod breakpoints;
-pub mod disasm;
 pub mod gdb;
 pub mod inspect;
 pub mod monitor;
@@ -19,5 +18,6 @@ pub mod stop;
 mod testing;
 
 pub use inspect::Inspect;
+pub use retrovisor_core::disasm;
 pub use session::{Client, Options, Resume, Role, Session, SessionError, SessionHandle};
 pub use stop::{Event, Exit, Stop, StopReason};

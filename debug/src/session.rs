@@ -10,8 +10,8 @@ use crate::breakpoints::{ClientId, Point};
 use crate::inspect::Inspect;
 use crate::stop::{Event, Exit};
 use retrovisor_core::input::{InputEvent, When};
-use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::{Gpa, Gva, Icount};
+use retrovisor_replay::Machine;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use thiserror::Error;
@@ -73,7 +73,7 @@ pub type Sink = Box<dyn FnMut(&Event) -> bool + Send>;
 /// The owner of the VM thread.
 pub struct Session {
     handle: SessionHandle,
-    thread: JoinHandle<Vm>,
+    thread: JoinHandle<Machine>,
 }
 
 impl Session {
@@ -81,12 +81,12 @@ impl Session {
     /// (`Poll::Interrupt`, `Idle::Interrupted`); it may be called from any thread, also when the guest is not
     /// running, and must not be lost then.
     pub fn spawn(
-        vm: Vm,
+        vm: impl Into<Machine>,
         interrupt: impl Fn() + Send + Sync + 'static,
         options: Options,
     ) -> Result<Self, SessionError> {
         let (jobs, queue) = mpsc::channel();
-        let worker = Worker::new(vm, queue, options);
+        let worker = Worker::new(vm.into(), queue, options);
         let thread = std::thread::Builder::new()
             .name("vm".into())
             .spawn(move || worker.run())
@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// Ends the VM thread and gives the machine back. `Gone` if the thread died of an internal bug.
-    pub fn join(self) -> Result<Vm, SessionError> {
+    pub fn join(self) -> Result<Machine, SessionError> {
         // An error only means that the thread has ended already.
         let _ = self.handle.send(Box::new(|w| w.quit()));
         self.thread.join().map_err(|_| SessionError::Gone)

@@ -3,38 +3,22 @@
 use crate::format::TraceError;
 use crate::format::end::{EndRecord, ExitReason};
 use crate::format::reader::{Cut, Ending, Trace};
+use crate::lockstep::{Lockstep, Mismatch, Stride};
+use crate::machine::Machine;
 use crate::mailbox::Mailbox;
 use crate::play::{Difference, Divergence, PlayMonitor, Player};
 use retrovisor_core::Icount;
+use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::When;
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::{NullSink, OutputSink};
-use std::str::FromStr;
 use std::sync::Arc;
 use thiserror::Error;
 
 /// Instructions between two progress reports.
 const PROGRESS_EVERY: u64 = 1 << 22;
-
-/// Which engine replays.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ReplayEngine {
-    /// The interpreter, the reference.
-    #[default]
-    Interp,
-}
-
-impl FromStr for ReplayEngine {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "interp" => Ok(ReplayEngine::Interp),
-            _ => Err(format!("this build has no engine \"{s}\": use --engine interp")),
-        }
-    }
-}
 
 /// Why a trace could not be replayed, or did not replay exactly.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -47,12 +31,18 @@ pub enum VerifyError {
     Diverged { file: String, divergence: Divergence },
     #[error("{file}: interrupted at instruction {at}")]
     Interrupted { file: String, at: Icount },
+    #[error("{file}: {mismatch}")]
+    Lockstep { file: String, mismatch: Box<Mismatch> },
 }
 
-/// How [`verify`] works.
+/// What replays a trace. Every choice gives the same replay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VerifyOptions {
-    pub engine: ReplayEngine,
+    pub engine: Engine,
+    /// The translator's switches.
+    pub jit: JitOptions,
+    /// A second machine, on the interpreter, follows the first and is compared with it this often.
+    pub lockstep: Option<Stride>,
 }
 
 /// How far a replay has come.
@@ -82,13 +72,16 @@ pub struct Report {
 
 /// A machine that replays a trace.
 pub struct Replay {
-    pub vm: Vm,
+    /// In lockstep it is two machines; a difference between them ends a run with `VmExit::Diverged`.
+    pub vm: Machine,
     /// What the player finds.
     pub monitor: PlayMonitor,
     /// Interrupts `vm.run` from other threads.
     pub mailbox: Arc<Mailbox>,
     trace: Arc<Trace>,
     digest: crate::output::OutputDigest,
+    /// In lockstep: what the player of the machine that follows finds.
+    follower: Option<PlayMonitor>,
 }
 
 impl Replay {
@@ -101,15 +94,22 @@ impl Replay {
         options: VerifyOptions,
         output: Box<dyn OutputSink>,
     ) -> Result<Self, VerifyError> {
-        let VerifyOptions { engine: ReplayEngine::Interp } = options;
-        let (config, images) = trace.machine()?;
         let mailbox = Mailbox::new();
         let player = Player::new(Arc::clone(trace), Arc::clone(&mailbox));
         let (monitor, digest) = (player.monitor(), player.digest());
-        let output = Box::new(player.output(output));
-        let vm = Vm::new(config, images, Box::new(player), output)
-            .map_err(|why| VerifyError::Load { file: trace.name().to_owned(), why })?;
-        Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest })
+        let mut vm = machine(trace, player, output)?;
+        (vm.engine, vm.jit_options) = (options.engine, options.jit);
+        let (vm, follower) = match options.lockstep {
+            None => (vm.into(), None),
+            Some(stride) => {
+                let player = Player::new(Arc::clone(trace), Mailbox::new());
+                let follower = player.monitor();
+                let reference = machine(trace, player, Box::new(NullSink))?;
+                let lockstep = Lockstep::new(&mut vm, reference, stride);
+                (Machine::in_lockstep(vm, lockstep), Some(follower))
+            }
+        };
+        Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest, follower })
     }
 
     /// The trace being replayed.
@@ -136,11 +136,26 @@ impl Replay {
         Some(self.judge(ended))
     }
 
+    /// How the machines in lockstep differ from each other, and perhaps from the trace.
+    pub fn mismatch(&self) -> Option<Box<Mismatch>> {
+        let mut mismatch = Box::new(self.vm.mismatch()?.clone());
+        let follower = self.follower.as_ref();
+        for (who, monitor) in [("translator", Some(&self.monitor)), ("interpreter", follower)] {
+            if let Some(d) = monitor.and_then(PlayMonitor::divergence) {
+                mismatch.details.push_str(&format!("against the trace, the {who} {d}\n"));
+            }
+        }
+        Some(mismatch)
+    }
+
     /// `ended`: the machine came to this end by itself; `None`: the trace ended.
     fn judge(&mut self, ended: Option<ExitReason>) -> Result<Report, VerifyError> {
         let when = self.vm.when();
         if let Some(e) = self.monitor.error() {
             return Err(e.into());
+        }
+        if let Some(mismatch) = self.mismatch() {
+            return Err(VerifyError::Lockstep { file: self.trace.name().to_owned(), mismatch });
         }
         let hash = self.vm.state_hash();
         let difference = match self.trace.ending() {
@@ -190,6 +205,14 @@ impl Replay {
             _ => None,
         }
     }
+}
+
+/// The trace's machine with a player of it.
+fn machine(trace: &Trace, player: Player, output: Box<dyn OutputSink>) -> Result<Vm, VerifyError> {
+    let (config, images) = trace.machine()?;
+    let output = Box::new(player.output(output));
+    Vm::new(config, images, Box::new(player), output)
+        .map_err(|why| VerifyError::Load { file: trace.name().to_owned(), why })
 }
 
 /// Replays `trace` from its first to its last instruction and compares everything it recorded. `progress` is called

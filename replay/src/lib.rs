@@ -3,7 +3,8 @@
 //! Map: `format` the `.rvt` file (reader and writer together) | `mailbox` how other threads reach the VM thread |
 //! `live` inputs from the host | `record` a port that logs another port | `play` inputs from a trace |
 //! `divert` a port that plays no more inputs | `output` the running digest of guest output |
-//! `compare` a machine built from a trace, and `verify`.
+//! `compare` a machine built from a trace, and `verify` | `lockstep` two engines in step |
+//! `machine` a machine with or without another in lockstep.
 //!
 //! Nothing here knows how the machine works inside: the only doors are `InputPort`, `OutputSink` and `Vm`.
 
@@ -11,12 +12,14 @@ pub mod compare;
 pub mod divert;
 pub mod format;
 pub mod live;
+pub mod lockstep;
+pub mod machine;
 pub mod mailbox;
 pub mod output;
 pub mod play;
 pub mod record;
 
-pub use compare::{Replay, ReplayEngine, Report, VerifyError, VerifyOptions, verify};
+pub use compare::{Replay, Report, VerifyError, VerifyOptions, verify};
 pub use divert::Diverted;
 pub use format::end::{EndRecord, ExitReason};
 pub use format::reader::{Cut, Ending, Trace};
@@ -24,6 +27,8 @@ pub use format::record::{Record, What};
 pub use format::stats::Stats;
 pub use format::{Problem, TraceError};
 pub use live::{IdlePolicy, Live};
+pub use lockstep::{InputLog, Lockstep, Mismatch, Stride};
+pub use machine::Machine;
 pub use mailbox::{InputSource, Mailbox};
 pub use output::HashedOutput;
 pub use play::{Divergence, PlayMonitor, Player};

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod asm;
+pub mod fuzz;
 pub mod gdb;
 pub mod guests;
 pub mod initramfs;

@@ -111,6 +111,24 @@ pub fn case(code: Code, bits: u32, rng: &mut Rng) -> Result<Case, String> {
     Err(why)
 }
 
+/// Registers that programs use as pointers: encoding numbers. The last two exist in 64-bit code only.
+pub const POINTERS: [usize; 6] = [3, 5, 6, 7, 12, 13];
+
+/// An instruction of form `code` for a running program: its memory operands go through whatever the registers in
+/// [`POINTERS`] hold, or near `window`. RSP is mostly left alone. The error says why this form cannot be made.
+pub fn live(code: Code, bits: u32, window: u64, rng: &mut Rng) -> Result<Instruction, String> {
+    let mut why = String::new();
+    for _ in 0..20 {
+        let mut maker = Maker::new(code, bits, rng);
+        maker.window = Some(window);
+        match maker.build_live() {
+            Ok(insn) => return Ok(insn),
+            Err(e) => why = e,
+        }
+    }
+    Err(why)
+}
+
 fn fill_data(c: &mut Case, rng: &mut Rng) {
     for d in c.data.chunks_exact_mut(16) {
         let v = if rng.once_in(2) {
@@ -156,12 +174,14 @@ struct Maker<'a> {
     fixed: Vec<usize>,
     /// String instructions use 32-bit addresses.
     narrow: bool,
+    /// For running programs, see [`live`]: what absolute addresses are near.
+    window: Option<u64>,
 }
 
 impl<'a> Maker<'a> {
     fn new(code: Code, bits: u32, rng: &'a mut Rng) -> Self {
         let (state, insn) = (State::default(), Instruction::default());
-        Self { code, bits, rng, state, insn, fixed: Vec::new(), narrow: bits == 32 }
+        Self { code, bits, rng, state, insn, fixed: Vec::new(), narrow: bits == 32, window: None }
     }
 }
 
@@ -215,6 +235,72 @@ impl Maker<'_> {
         Ok(bytes)
     }
 
+    /// As [`Maker::build`], but registers hold what they hold.
+    fn build_live(&mut self) -> Result<Instruction, String> {
+        self.narrow = self.bits == 32 || self.rng.once_in(8);
+        self.insn.set_code(self.code);
+        let op = self.code.op_code();
+        for n in 0..op.op_count() {
+            self.operand(n, op.op_kind(n))?;
+        }
+        self.repeat();
+        if op.can_use_lock_prefix() && self.insn.op0_kind() == OpKind::Memory && self.rng.once_in(4) {
+            self.insn.set_has_lock_prefix(true);
+        }
+        if self.code.mnemonic() == Mnemonic::Enter {
+            self.insn.set_immediate16(self.rng.below(64) as u16);
+            self.insn.set_immediate8_2nd(self.rng.below(4) as u8);
+        }
+        Encoder::new(self.bits).encode(&self.insn, INSN).map_err(|e| e.to_string())?;
+        Ok(self.insn)
+    }
+
+    /// A memory operand through a pointer, sometimes with an index, off the stack pointer, or absolute.
+    fn live_memory(&mut self, n: u32, moffs: bool, window: u64) {
+        let wide = if self.bits == 64 { 8 } else { 4 };
+        let near = window.wrapping_add(self.rng.below(0x2_0000));
+        let way = if moffs { 0 } else { self.rng.below(32) };
+        let disp = match self.rng.below(8) {
+            0..4 => self.rng.below(16) as i64 * 8,
+            4 | 5 => i64::from(self.rng.bits() as i8),
+            6 => self.rng.below(0x2000) as i64 - 0x1000,
+            _ => 0,
+        };
+        let i = &mut self.insn;
+        i.set_op_kind(n, OpKind::Memory);
+        if way < 2 {
+            if way == 1 && self.bits == 64 {
+                i.set_memory_base(Register::RIP);
+            }
+            i.set_memory_displ_size(wide);
+            i.set_memory_displacement64(near);
+            return;
+        }
+        let narrow = self.bits == 32 || way == 2;
+        let first = if narrow { Register::EAX } else { Register::RAX };
+        let pick = |k: usize| Register::try_from(first as usize + k).unwrap_or(first);
+        let pointers = if self.bits == 64 { POINTERS.len() } else { 4 };
+        let base = if way < 8 { 4 } else { POINTERS[self.rng.below(pointers as u64) as usize] };
+        i.set_memory_base(pick(base));
+        i.set_memory_displ_size(if disp == 0 {
+            0
+        } else if disp == i64::from(disp as i8) {
+            1
+        } else if narrow {
+            4
+        } else {
+            8
+        });
+        i.set_memory_displacement64(if narrow { disp as u64 & 0xffff_ffff } else { disp as u64 });
+        if way == 31 {
+            i.set_memory_index(pick(1));
+            i.set_memory_index_scale(1 << self.rng.below(4));
+        }
+        if way == 30 {
+            i.set_segment_prefix([Register::FS, Register::GS][self.rng.below(2) as usize]);
+        }
+    }
+
     fn register(&mut self, n: u32, r: Register) {
         self.insn.set_op_kind(n, OpKind::Register);
         self.insn.set_op_register(n, r);
@@ -222,8 +308,21 @@ impl Maker<'_> {
 
     /// A random register of a file of `count` registers that starts with `first`.
     fn any(&mut self, n: u32, first: Register, count: u64) {
-        let r = first as u32 + self.rng.below(count) as u32;
-        let r = Register::try_from(r as usize).unwrap_or(first);
+        let mut pick = || {
+            let r = first as u32 + self.rng.below(count) as u32;
+            Register::try_from(r as usize).unwrap_or(first)
+        };
+        let mut r = pick();
+        if self.window.is_some() {
+            // What is written first would soon be no pointer any more.
+            let keep = |r: Register| {
+                let full = r.full_register();
+                full == Register::RSP || n == 0 && full.is_gpr() && POINTERS.contains(&full.number())
+            };
+            for _ in 0..3 {
+                r = if keep(r) { pick() } else { r };
+            }
+        }
         self.register(n, r);
     }
 
@@ -346,6 +445,9 @@ impl Maker<'_> {
 
     /// A memory operand inside the window, with a random way to address it.
     fn memory(&mut self, n: u32, moffs: bool) {
+        if let Some(window) = self.window {
+            return self.live_memory(n, moffs, window);
+        }
         let at = self.place();
         let i = &mut self.insn;
         i.set_op_kind(n, OpKind::Memory);

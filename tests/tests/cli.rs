@@ -80,6 +80,47 @@ fn machines_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn engines_that_are_not_there_are_refused() {
+    let f = Folder::new();
+    let (kernel, recorded) = (f.file("guest", &guest::exits(1)), f.file("a.rvt", &trace()));
+    for command in [&["run", "--kernel", &kernel][..], &["replay", &recorded], &["verify", &recorded]] {
+        let with = |more: &[&'static str], text| {
+            let args: Vec<&str> = command.iter().chain(more).copied().collect();
+            refused(&args, text);
+        };
+        with(&["--engine", "tcg"], "--engine: no engine is called \"tcg\"");
+        with(&["--engine", ""], "--engine");
+        with(&["--jit-opt", "no-bugs"], "--jit-opt: no translator switch is called \"no-bugs\"");
+        with(&["--jit-opt", "chain"], "no-inline-tlb");
+        with(&["--jit-opt", "no-chain,no-chian"], "no-chian");
+        with(&["--engine", "interp", "--step-blocks", "2"], "--engine lockstep");
+    }
+}
+
+#[test]
+fn every_engine_runs_and_replays_alike() {
+    let f = Folder::new();
+    let (kernel, out) = (f.file("guest", &guest::exits(3)), f.path("a.rvt"));
+    let engines = [
+        &["--engine", "jit"][..],
+        &["--engine", "interp"],
+        &["--jit-opt", "no-chain,no-sse", "--jit-opt=no-x87"],
+        &["--engine", "lockstep"],
+        &["--engine", "lockstep", "--step-insns", "100"],
+    ];
+    let mut ends = Vec::new();
+    for recorder in engines {
+        let run = ["run", "--kernel", &kernel, "--isa-debug-exit", "--hash", "--record", &out];
+        ends.push(program::run(&[&run, recorder].concat()).expect(7).stderr.clone());
+        for player in engines {
+            program::run(&[&["verify", &out][..], player].concat()).expect(0);
+            program::run(&[&["replay", &out][..], player].concat()).expect(0);
+        }
+    }
+    assert!(ends[0].contains("state ") && ends.iter().all(|e| *e == ends[0]), "{ends:?}");
+}
+
+#[test]
 fn exit_codes_are_as_documented() {
     let f = Folder::new();
     let run = |code: &[u8], more: &[&str]| -> Done {

@@ -4,6 +4,7 @@ use super::live::{self, Around};
 use super::verify::Verdict;
 use super::{replay as plain, trace as traces, verify as verifying};
 use crate::args::{ReplayArgs, TraceCommand, VerifyArgs};
+use crate::config;
 use crate::console::{Console, Serial, SerialSink};
 use crate::exit;
 use anyhow::Result;
@@ -20,13 +21,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// # Errors
 /// If the trace cannot be replayed, in one line.
 pub fn replay(a: &ReplayArgs) -> Result<u8> {
+    let options = config::engine(&a.engine)?;
     let output: Box<dyn OutputSink> =
         match SerialSink::open(if a.show { &Serial::Stdio } else { &Serial::Null })? {
             Some(s) => Box::new(s),
             None => Box::new(NullSink),
         };
     if a.debug.gdb.is_some() || a.debug.freeze {
-        return replay_in_session(a, output);
+        return replay_in_session(a, options, output);
     }
     let (mut console, signalled) = (None, Arc::new(AtomicU8::new(0)));
     let mut started = |mailbox: &Arc<retrovisor_replay::Mailbox>| {
@@ -38,8 +40,7 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
         .ok();
     };
     let mut out = std::io::stderr();
-    let done =
-        plain::replay(&a.trace, VerifyOptions::default(), a.to.map(Icount), output, &mut started, &mut out);
+    let done = plain::replay(&a.trace, options, a.to.map(Icount), output, &mut started, &mut out);
     match (done, signalled.load(Ordering::Acquire)) {
         (Err(e), by @ 1..) => {
             writeln!(out, "retrovisor: {e:#}")?;
@@ -49,14 +50,18 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
     }
 }
 
-fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> {
+fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn OutputSink>) -> Result<u8> {
     let server = live::bind(a.debug.gdb.as_deref())?;
     let trace = Trace::open(&a.trace)?;
-    let replay = Replay::new(&trace, VerifyOptions::default(), output)?;
+    let replay = Replay::new(&trace, options, output)?;
     let around = Around { options: Options { freeze: a.debug.freeze, read_only: true }, console: false };
     let monitor = replay.monitor.clone();
     let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;
     let (code, line) = live::exit_code(&ended);
+    if let Some(mismatch) = ended.vm.as_ref().and_then(|vm| vm.mismatch()) {
+        eprintln!("{}: {mismatch}", trace.name());
+        return Ok(exit::DIVERGED);
+    }
     if let Some(d) = monitor.divergence() {
         eprintln!("{}: {d}", trace.name());
         return Ok(exit::DIVERGED);
@@ -70,8 +75,9 @@ fn replay_in_session(a: &ReplayArgs, output: Box<dyn OutputSink>) -> Result<u8> 
 /// `retrovisor verify`.
 ///
 /// # Errors
-/// If standard output cannot be written.
+/// If a flag is wrong, or standard output cannot be written.
 pub fn verify(a: &VerifyArgs) -> Result<u8> {
+    let options = config::engine(&a.engine)?;
     let tty = std::io::stderr().is_terminal();
     let show = |path: &std::path::Path, p: retrovisor_replay::compare::Progress| {
         if tty {
@@ -82,7 +88,7 @@ pub fn verify(a: &VerifyArgs) -> Result<u8> {
     // Nothing is half done when a signal comes: no file, no terminal to give back.
     let _signals = Console::without_input(|quit| std::process::exit(quit.code().into()))?;
     let (out, err) = (&mut std::io::stdout(), &mut std::io::stderr());
-    let verdict = verifying::verify(&a.traces, VerifyOptions::default(), a.jobs, &show, out, err)?;
+    let verdict = verifying::verify(&a.traces, options, a.jobs, &show, out, err)?;
     Ok(code(verdict))
 }
 

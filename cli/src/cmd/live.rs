@@ -5,10 +5,9 @@ use crate::console::{Console, Quit};
 use crate::exit;
 use anyhow::{Context, Result};
 use retrovisor_core::input::InputEvent;
-use retrovisor_core::machine::vm::Vm;
 use retrovisor_debug::gdb::{GdbAddress, GdbServer};
 use retrovisor_debug::{Exit, Options, Session};
-use retrovisor_replay::{InputSource, Mailbox};
+use retrovisor_replay::{InputSource, Machine, Mailbox};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -23,7 +22,7 @@ pub struct Around {
 pub struct Ended {
     pub exit: Exit,
     /// The machine as it stands, unless an internal bug took it.
-    pub vm: Option<Vm>,
+    pub vm: Option<Machine>,
     /// Set when a key or signal ended the run: the process's exit code.
     pub quit: Option<u8>,
 }
@@ -36,7 +35,12 @@ pub fn bind(gdb: Option<&str>) -> Result<Option<GdbServer>> {
 }
 
 /// Runs `vm` in a session until it ends.
-pub fn session(vm: Vm, mailbox: &Arc<Mailbox>, server: Option<GdbServer>, around: &Around) -> Result<Ended> {
+pub fn session(
+    vm: impl Into<Machine>,
+    mailbox: &Arc<Mailbox>,
+    server: Option<GdbServer>,
+    around: &Around,
+) -> Result<Ended> {
     // The guest may wait for input before the console is up.
     let source = around.console.then(|| mailbox.source());
     let interrupt = Arc::clone(mailbox);

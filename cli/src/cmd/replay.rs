@@ -57,7 +57,7 @@ pub fn replay(
             writeln!(out, "{}", report::line(trace.name(), &r))?;
             Ok(Verdict::Exact)
         }
-        Some(Err(e @ VerifyError::Diverged { .. })) => {
+        Some(Err(e @ (VerifyError::Diverged { .. } | VerifyError::Lockstep { .. }))) => {
             writeln!(out, "{e}")?;
             Ok(Verdict::Diverged)
         }

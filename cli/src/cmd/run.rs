@@ -11,7 +11,7 @@ use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::{Exit, Options};
-use retrovisor_replay::{ExitReason, IdlePolicy, Live, Mailbox, Recording};
+use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recording};
 
 /// Runs a guest; the process's exit code.
 ///
@@ -19,6 +19,7 @@ use retrovisor_replay::{ExitReason, IdlePolicy, Live, Mailbox, Recording};
 /// Bad flags, files that cannot be used, images that cannot be booted: one line each.
 pub fn run(a: &RunArgs) -> Result<u8> {
     let machine = config::machine(&a.machine)?;
+    let engine = config::engine(&a.engine)?;
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
@@ -43,7 +44,7 @@ pub fn run(a: &RunArgs) -> Result<u8> {
         None => (Box::new(port), sink),
         Some(r) => (Box::new(r.port(port)), Box::new(r.output(sink))),
     };
-    let vm = Vm::new(machine, images, input, output).map_err(|e| name_file(e, a))?;
+    let vm = Machine::live(machine, images, engine, input, output).map_err(|e| name_file(e, a))?;
     let around = Around {
         options: Options { freeze: a.debug.freeze, read_only: false },
         console: serial == Serial::Stdio,
@@ -73,6 +74,9 @@ fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Resul
         _ => live::exit_code(ended),
     };
     if let Some(vm) = &mut ended.vm {
+        if let Some(mismatch) = vm.mismatch() {
+            eprintln!("retrovisor: {mismatch}");
+        }
         if let Some(r) = recording {
             r.finish_vm(vm, reason(ended.exit))?;
         }

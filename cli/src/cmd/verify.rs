@@ -25,7 +25,7 @@ impl Verdict {
     /// The verdict on a trace that failed with `error`.
     pub const fn of(error: &VerifyError) -> Self {
         match error {
-            VerifyError::Diverged { .. } => Verdict::Diverged,
+            VerifyError::Diverged { .. } | VerifyError::Lockstep { .. } => Verdict::Diverged,
             VerifyError::Trace(_) | VerifyError::Load { .. } | VerifyError::Interrupted { .. } => {
                 Verdict::Unusable
             }

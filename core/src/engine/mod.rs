@@ -63,13 +63,13 @@ impl Vm {
     }
 
     /// Runs until the next place where the engine looks around: the end of a block, a delivery, a stretch of idle time.
-    /// What that is depends on the engine and its options; the icount reached says how far it came.
-    pub fn run_block(&mut self) -> VmExit {
+    /// What that is depends on the engine and its options; the icount reached says how far it came, at most to `until`.
+    pub fn run_block(&mut self, until: Option<Icount>) -> VmExit {
         self.sync_breakpoints();
         let start = self.sys.icount;
         self.one_block = true;
         let exit = loop {
-            match self.boundary(None) {
+            match self.boundary(until) {
                 Next::Again if self.sys.icount == start => {}
                 Next::Again => break VmExit::Reached,
                 Next::Exit(e) => break e,

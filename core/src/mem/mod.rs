@@ -28,6 +28,8 @@ pub mod page {
     pub const WATCH: u8 = 8;
     /// Read-only (ROM): writes are dropped.
     pub const ROM: u8 = 16;
+    /// Was DIRTY when [`super::Memory::take_written`] cleared that flag: still to be hashed.
+    pub const UNHASHED: u8 = 32;
     /// A write must take the slow path if one of these is set...
     pub const SLOW: u8 = CODE | TABLE | WATCH | ROM;
     // ...or if DIRTY is clear.
@@ -58,6 +60,8 @@ pub struct Memory {
     pub table_writes: Vec<Traced>,
     /// Writes to WATCH pages by anyone but a vCPU's store, since the MMU last looked.
     pub watch_writes: Vec<Traced>,
+    /// Slab pages that became DIRTY since [`Memory::take_written`], if anybody wants to know.
+    written: Option<Vec<usize>>,
     /// The map or the A20 mask changed: the MMU drops all shadow tables before the next translation.
     pub(crate) remapped: bool,
     /// The `a20_mask` everything derived was made with.
@@ -81,6 +85,7 @@ impl Memory {
             code_writes: Vec::new(),
             table_writes: Vec::new(),
             watch_writes: Vec::new(),
+            written: None,
             remapped: false,
             a20_seen: u64::MAX,
             shadow: None,
@@ -148,9 +153,7 @@ impl Memory {
     /// only if the bytes written may be code.
     #[inline]
     pub(crate) fn note_store(&mut self, gpa: Gpa, off: usize, len: u32) -> u8 {
-        let f = &mut self.flags[off >> PAGE_SHIFT];
-        *f |= page::DIRTY;
-        let mut f = *f;
+        let mut f = self.mark_dirty(off >> PAGE_SHIFT);
         if f & page::CODE != 0 {
             if self.code.overlaps(off, len) {
                 self.code_writes.push(Traced { gpa, len });
@@ -167,17 +170,29 @@ impl Memory {
     /// Bookkeeping of the page walk's update of an accessed or dirty bit: one byte, a table write only if `trace`
     /// (see [`crate::mmu::walk::Walk::set_accessed`]); the walk drains `table_writes`.
     pub(crate) fn note_accessed(&mut self, gpa: Gpa, off: usize, trace: bool) {
-        let f = &mut self.flags[off >> PAGE_SHIFT];
-        *f |= page::DIRTY;
-        if *f & page::CODE != 0 && self.code.overlaps(off, 1) {
+        let f = self.mark_dirty(off >> PAGE_SHIFT);
+        if f & page::CODE != 0 && self.code.overlaps(off, 1) {
             self.code_writes.push(Traced { gpa, len: 1 });
         }
-        if trace && *f & page::TABLE != 0 {
+        if trace && f & page::TABLE != 0 {
             self.table_writes.push(Traced { gpa, len: 1 });
         }
-        if *f & page::WATCH != 0 {
+        if f & page::WATCH != 0 {
             self.watch_writes.push(Traced { gpa, len: 1 });
         }
+    }
+
+    /// Marks a slab page dirty; its flags.
+    #[inline]
+    fn mark_dirty(&mut self, slab_page: usize) -> u8 {
+        let f = &mut self.flags[slab_page];
+        if *f & page::DIRTY == 0 {
+            *f |= page::DIRTY;
+            if let Some(w) = &mut self.written {
+                w.push(slab_page);
+            }
+        }
+        *f
     }
 
     /// A block was made from `len` bytes at offset `start` of a slab page (what lies beyond the page is not meant).
@@ -203,6 +218,11 @@ impl Memory {
             if new & page::SLOW != 0 {
                 self.tlb.drop_write(slab_page);
             }
+            if new & page::DIRTY != 0
+                && let Some(w) = &mut self.written
+            {
+                w.push(slab_page);
+            }
         }
     }
 
@@ -221,11 +241,12 @@ impl Memory {
         let mut out = Vec::new();
         for (c, chunk) in self.flags.chunks_mut(64).enumerate() {
             // Most chunks have no dirty page; this test is one vector operation.
-            if chunk.iter().fold(0, |a, f| a | f) & page::DIRTY == 0 {
+            const WRITTEN: u8 = page::DIRTY | page::UNHASHED;
+            if chunk.iter().fold(0, |a, f| a | f) & WRITTEN == 0 {
                 continue;
             }
-            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & page::DIRTY != 0) {
-                *f &= !page::DIRTY;
+            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & WRITTEN != 0) {
+                *f &= !WRITTEN;
                 out.push(c * 64 + i);
             }
         }
@@ -235,6 +256,29 @@ impl Memory {
             out.iter().for_each(|p| self.tlb.drop_write(*p));
         }
         out
+    }
+
+    /// From now on notes which pages are written, for [`Memory::take_written`].
+    pub fn note_written(&mut self) {
+        self.written = Some(Vec::new());
+        for f in self.flags.iter_mut().filter(|f| **f & page::DIRTY != 0) {
+            *f = *f & !page::DIRTY | page::UNHASHED;
+        }
+        self.tlb.drop_all_writes();
+    }
+
+    /// Appends to `out` the slab pages written since the last call, some perhaps twice. Costs nothing for pages that
+    /// were not written, and takes nothing away from [`Memory::take_dirty`].
+    pub fn take_written(&mut self, out: &mut Vec<usize>) {
+        let Some(written) = &mut self.written else { return };
+        for page in written.drain(..) {
+            let f = &mut self.flags[page];
+            if *f & page::DIRTY != 0 {
+                *f = *f & !page::DIRTY | page::UNHASHED;
+                self.tlb.drop_write(page);
+            }
+            out.push(page);
+        }
     }
 
     /// Opens (`true`) or closes the A20 gate: closed, bit 20 of every physical address the vCPUs use is zero.
@@ -313,6 +357,28 @@ mod tests {
         assert_eq!(m.code_writes, [Traced { gpa: Gpa(0x3000), len: 0x1000 }]);
         assert_eq!(m.table_writes, [Traced { gpa: Gpa(0x4000), len: 0x1000 }]);
         assert_eq!(m.watch_writes, m.table_writes);
+    }
+
+    #[test]
+    fn written_pages_are_noted_apart_from_dirty_ones() {
+        let mut m = Memory::new(16 << 20, 0).unwrap();
+        let taken = |m: &mut Memory| {
+            let mut out = Vec::new();
+            m.take_written(&mut out);
+            out
+        };
+        m.write_phys(Gpa(0x1000), &[1]);
+        assert!(taken(&mut m).is_empty(), "nobody asked");
+        m.note_written();
+        m.write_phys(Gpa(0x3000), &[1]);
+        m.set_flags(2, page::DIRTY);
+        m.write_phys(Gpa(0x3008), &[1]);
+        assert_eq!(taken(&mut m), [3, 2]);
+        m.write_phys(Gpa(0x3000), &[2]);
+        assert_eq!(m.take_dirty(), [1, 2, 3]);
+        m.write_phys(Gpa(0x3000), &[3]);
+        assert_eq!(taken(&mut m), [3, 3], "hashing between two writes loses neither");
+        assert_eq!((taken(&mut m), m.take_dirty()), (vec![], vec![3]));
     }
 
     #[test]

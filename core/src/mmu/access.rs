@@ -151,6 +151,10 @@ impl Ctx<'_> {
     /// marked dirty. `None`: go element by element (which also raises the fault there may be).
     #[inline]
     pub fn bulk_page(&mut self, lin: u64, access: Access, who: Privilege) -> Option<(usize, usize)> {
+        // With alignment checks no tag would hit, and a probe would set A/D bits that a misaligned element must not.
+        if self.array(who) & 3 == View::UserAligned as u32 {
+            return None;
+        }
         let left = 0x1000 - (lin & 0xfff) as usize;
         let hit = |c: &Self| match access {
             Access::Read => c.sys.mem.tlb.read_hit(c.array(who), lin, 1),

@@ -1,7 +1,7 @@
 //! Model-specific registers that are plain per-vCPU state. The APIC's live in `devices::lapic`.
 
 /// MSR values (SDM vol. 4). RDMSR and WRMSR, with their checks, are in `isa::system`.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Msrs {
     pub efer: u64,
     pub star: u64,

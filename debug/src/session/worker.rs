@@ -7,9 +7,10 @@ use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
 use retrovisor_core::engine::hooks::Watch;
 use retrovisor_core::input::InputEvent;
-use retrovisor_core::machine::vm::{Vm, VmExit};
+use retrovisor_core::machine::vm::VmExit;
 use retrovisor_core::vcpu::Activity;
 use retrovisor_core::{Gpa, Gva, Icount};
+use retrovisor_replay::Machine;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -36,7 +37,7 @@ struct Attached {
 
 /// What the VM thread owns.
 pub struct Worker {
-    vm: Vm,
+    vm: Machine,
     jobs: Receiver<Job>,
     options: Options,
     state: State,
@@ -53,7 +54,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(vm: Vm, jobs: Receiver<Job>, options: Options) -> Self {
+    pub(super) fn new(vm: Machine, jobs: Receiver<Job>, options: Options) -> Self {
         let state = State::Running { how: Resume::Continue { until: None }, fresh: true };
         let mut worker = Self {
             vm,
@@ -75,7 +76,7 @@ impl Worker {
     }
 
     /// The thread's body: serves and runs until told to quit; gives the machine back.
-    pub(super) fn run(mut self) -> Vm {
+    pub(super) fn run(mut self) -> Machine {
         if let Err(bug) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
             self.state = State::Exited(Exit::Bug);
             self.broadcast(Event::Exited(Exit::Bug));
@@ -184,7 +185,8 @@ impl Worker {
         self.vm.hooks.stop_exceptions = self.clients.iter().fold(0, |mask, c| mask | c.exceptions);
         let watches = self.points.watches();
         if watches != self.armed_watches {
-            self.vm.sys.mmu.set_watches(&mut self.vm.sys.mem, &watches);
+            let system = &mut self.vm.sys;
+            system.mmu.set_watches(&mut system.mem, &watches);
             self.armed_watches = watches;
         }
     }

@@ -136,3 +136,18 @@ fn alignment_is_checked_for_user_accesses_with_am_and_ac() {
         }
     }
 }
+
+#[test]
+fn string_windows_touch_nothing_under_alignment_checks() {
+    let mut r = Rig::new(Format::Long);
+    let entry = r.map(0x40_0000, 0x20_0000 | P | W | U);
+    r.cpu.cr0 |= cr0::AM;
+    r.cpu.flags.put(bit::AC, true);
+    r.set_cpl(3);
+    // How much a string instruction may do at once is no reason for an accessed bit: a misaligned element faults
+    // before the page is looked up.
+    for access in [Access::Read, Access::Write] {
+        assert_eq!(r.ctx().bulk_page(0x40_0001, access, Privilege::Current), None);
+    }
+    assert_eq!(r.peek(entry) & (A | D), 0);
+}

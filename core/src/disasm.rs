@@ -1,4 +1,4 @@
-//! Guest disassembly in Intel syntax.
+//! Disassembly in Intel syntax: of guest code for debuggers, of whatever else is to be shown to people.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
