@@ -7,7 +7,8 @@
 #![allow(unsafe_code)]
 
 use super::run::Run;
-use crate::vcpu::{Seg, Vcpu};
+use crate::isa::sse::native::mxcsr;
+use crate::vcpu::{Seg, Vcpu, cr0, cr4};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
 
@@ -38,7 +39,9 @@ pub struct Frame {
     pub flags: u64,
     /// Nonzero while the guest's SSE registers are in the host's.
     pub sse: u32,
-    /// MXCSR of the guest (while `sse`), and of Rust code.
+    /// Nonzero if they may be loaded, see [`sse_native`].
+    pub sse_ready: u32,
+    /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// The host's stack pointer to return to.
@@ -75,6 +78,7 @@ offsets! {
     SITE = site;
     FLAGS = flags;
     SSE = sse;
+    SSE_READY = sse_ready;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
     HOST_RSP = host_rsp;
@@ -135,6 +139,13 @@ impl Drop for FrameStack {
     }
 }
 
+/// May SSE instructions run on the host, with the guest's MXCSR?
+pub fn sse_native(cpu: &Vcpu) -> bool {
+    cpu.cr0 & (cr0::EM | cr0::TS) == 0
+        && cpu.cr4 & cr4::OSFXSR != 0
+        && cpu.fpu.mxcsr & mxcsr::MASKS == mxcsr::MASKS
+}
+
 impl Frame {
     /// Takes over what generated code needs of a vCPU's derived state.
     pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
@@ -143,6 +154,8 @@ impl Frame {
         for (n, b) in self.seg_base.iter_mut().enumerate() {
             *b = cpu.seg[n].lin_base;
         }
+        self.sse_ready = sse_native(cpu).into();
+        self.mxcsr = cpu.fpu.mxcsr;
     }
 
     /// Base of a segment as added to addresses.

@@ -8,7 +8,7 @@ use super::window::Window;
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{BUDGET, FLAGS_BELOW, RESUME, SSE};
+use crate::jit::frame::{BUDGET, FLAGS_BELOW, RESUME, SSE, SSE_READY};
 use crate::jit::stubs::{HOST, IN_FRAME, Stubs};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -81,8 +81,21 @@ pub struct Code {
 
 /// A piece of code off the straight path.
 enum Cold {
-    Slow { from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)> },
-    Exit { from: DynamicLabel, slot: usize },
+    Slow {
+        from: DynamicLabel,
+        site: usize,
+        resume: Option<(DynamicLabel, bool)>,
+    },
+    /// Loads the SSE state and goes back; if SSE cannot be used natively now, the site is performed.
+    Sse {
+        from: DynamicLabel,
+        site: usize,
+        back: DynamicLabel,
+    },
+    Exit {
+        from: DynamicLabel,
+        slot: usize,
+    },
 }
 
 /// A slow path whose way back is not known yet.
@@ -108,8 +121,6 @@ pub struct Emitter<'a> {
     budget_at: usize,
     budgeted: bool,
     pub(super) window: Option<Window>,
-    /// The SSE state is known to be in host registers.
-    pub(super) sse: bool,
     sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
     cold: Vec<Cold>,
@@ -137,7 +148,11 @@ pub fn translate(unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> 
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
     }
+    if !target.options.sse {
+        unit.items.iter_mut().filter(|it| it.sse).for_each(Item::make_call);
+    }
     loop {
+        unit.place_sse();
         match attempt(unit, target) {
             Ok(code) => return Ok(code),
             Err(Stop::Unsupported(k)) => unit.items[k].make_call(),
@@ -166,7 +181,6 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
         budget_at: 0,
         budgeted: false,
         window: None,
-        sse: false,
         sites: Vec::new(),
         slots: Vec::new(),
         cold: Vec::new(),
@@ -347,6 +361,9 @@ impl Emitter<'_> {
         if self.k == self.budget_at && !it.is_site() {
             self.check_budget();
         }
+        if it.enters_sse {
+            self.enter_sse();
+        }
         match it.translate {
             Translate::Call => {
                 self.call(it);
@@ -487,18 +504,14 @@ impl Emitter<'_> {
     }
 
     /// Makes sure the guest's SSE registers are in the host's.
-    pub(super) fn enter_sse(&mut self) {
-        if self.sse {
-            return;
-        }
-        self.sse = true;
+    fn enter_sse(&mut self) {
         self.window = None;
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;
-        let site = self.site(What::Sse { rest });
+        let site = self.site(What::Finish { count: rest });
         let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
-        self.cold.push(Cold::Slow { from, site, resume: Some((back, false)) });
+        self.cold.push(Cold::Sse { from, site, back });
         dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
     }
 
@@ -573,6 +586,7 @@ impl Emitter<'_> {
         for n in 0..self.cold.len() {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
+                Cold::Sse { from, site, back } => self.cold_sse(from, site, back),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
             }
         }
@@ -587,6 +601,21 @@ impl Emitter<'_> {
             }
             dynasm!(self.a ; .arch x64 ; jmp =>to);
         }
+    }
+
+    fn cold_sse(&mut self, from: DynamicLabel, site: usize, back: DynamicLabel) {
+        let slow = self.a.new_dynamic_label();
+        let enter = self.stubs.enter_sse as usize;
+        dynasm!(self.a ; .arch x64
+            ; =>from
+            ; cmp DWORD [rsp + SSE_READY], 0
+            ; je =>slow
+            ; lea rax, [=>back]
+            ; mov [rsp + RESUME], rax
+            ; jmp extern enter
+            ; =>slow
+        );
+        self.go_slow(site, false);
     }
 
     fn cold_exit(&mut self, from: DynamicLabel, slot: usize) {

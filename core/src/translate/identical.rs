@@ -28,9 +28,6 @@ impl Emitter<'_> {
 
     /// Translates the current instruction identically.
     pub(super) fn identical(&mut self, it: &Item) -> Result<(), Unsupported> {
-        if it.sse {
-            self.enter_sse();
-        }
         let place = it.mem.as_ref().map(|m| self.access(m)).transpose()?;
         self.identical_at(it, place)
     }

@@ -9,8 +9,8 @@ use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::gpr::{RBP, RSP};
 use crate::vcpu::{Seg, ZERO};
 use iced_x86::{
-    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
-    RflagsBits,
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as K,
+    OpKind, Register, RflagsBits,
 };
 
 /// The six arithmetic flags, as iced-x86 numbers them.
@@ -38,7 +38,7 @@ pub struct MemRef {
     /// Bytes accessed.
     pub size: u16,
     pub write: bool,
-    /// The address must be a multiple of the size.
+    /// The linear address must be a multiple of 16.
     pub aligned: bool,
 }
 
@@ -75,8 +75,10 @@ pub struct Item {
     pub gpr_used: u16,
     /// The memory access generated code makes for it.
     pub mem: Option<MemRef>,
-    /// Uses SSE registers.
+    /// Uses SSE registers or MXCSR.
     pub sse: bool,
+    /// The guest's SSE state is loaded before it (see [`Unit::place_sse`]).
+    pub enters_sse: bool,
     /// May fault without an access to memory.
     pub faults: bool,
 }
@@ -95,6 +97,7 @@ impl Item {
         (self.gpr_written, self.gpr_used) = (u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
+        self.faults = false;
     }
 
     /// Is it executed by a call?
@@ -104,7 +107,7 @@ impl Item {
 
     /// May it be left in the middle of the block? Then its flags can be seen.
     pub fn is_site(&self) -> bool {
-        self.mem.is_some() || self.is_call() || self.sse || self.faults
+        self.mem.is_some() || self.is_call() || self.enters_sse || self.faults
     }
 
     /// What it adds to register `r`, if that is all it does to it.
@@ -154,6 +157,19 @@ pub struct Unit {
     pub len: u32,
     /// Frame of the second page, if its one instruction straddles two.
     pub second: Option<Gpa>,
+}
+
+impl Unit {
+    /// Decides where the guest's SSE state is loaded into the host's registers: where the block can be left anyway, before
+    /// the first instruction that uses it but after whatever is called before that. If SSE cannot be used the rest of the
+    /// block is interpreted from there, so it does no harm that this may be early.
+    pub fn place_sse(&mut self) {
+        self.items.iter_mut().for_each(|it| it.enters_sse = false);
+        let Some(first) = self.items.iter().position(|it| it.sse) else { return };
+        let from = self.items[..first].iter().rposition(Item::is_call).map_or(0, |k| k + 1);
+        let at = (from..first).find(|k| self.items[*k].is_site()).unwrap_or(first);
+        self.items[at].enters_sse = true;
+    }
 }
 
 /// Decodes and analyses instructions; one a machine.
@@ -223,6 +239,7 @@ impl Analyser {
             gpr_used: u16::MAX,
             mem: None,
             sse: false,
+            enters_sse: false,
             faults: false,
         };
         if it.is_call() {
@@ -237,7 +254,7 @@ impl Analyser {
             (it.reads, it.writes, it.full, it.faults) = (0, 0, false, true);
         }
         self.registers(&mut it);
-        it.sse = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_xmm());
+        it.sse = uses_sse(&i);
         match memory(&it, mode) {
             Ok(m) => it.mem = m,
             Err(Untranslatable) => it.make_call(),
@@ -262,6 +279,14 @@ impl Analyser {
             }
         }
     }
+}
+
+/// Does it use an XMM register, or MXCSR, as the conversions of a memory operand to a general register do?
+fn uses_sse(i: &Instruction) -> bool {
+    let op = i.op_code();
+    let xmm = |k| matches!(k, K::xmm_reg | K::xmm_or_mem | K::xmm_rm);
+    matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr)
+        || (0..op.op_count()).any(|n| xmm(op.op_kind(n)))
 }
 
 /// Shifts by CL write no flag if the count is zero.
@@ -325,6 +350,7 @@ fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
         Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp => false,
+        Mnemonic::Ldmxcsr => false,
         _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
     };
     let read_only =
@@ -337,6 +363,6 @@ fn operand(it: &Item) -> MemRef {
         disp: insn.disp as i64,
         size: it.i.memory_size().size() as u16,
         write: write && !read_only,
-        aligned: false,
+        aligned: it.attrs & isa::ALIGNED != 0,
     }
 }

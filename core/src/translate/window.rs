@@ -3,6 +3,9 @@
 //! A lookup leaves in R15 what turns the operand into a host address. Of the TLB entry it checks the tag of the kind of
 //! access (see `mmu::tlb`): the page of the last byte must be the one of the first, or the tag does not match. So an
 //! access through a matching entry stays in that entry's page of the slab.
+//!
+//! An access that must be aligned costs nothing more: it ends where 16 bytes end, so the low four bits of its last byte
+//! are ones exactly if it is aligned, and are left to the comparison with the tag, whose low bits are all ones.
 
 use super::emit::{Emitter, Unsupported, host};
 use super::unit::{Item, MemRef};
@@ -64,7 +67,58 @@ struct Check {
     low: i64,
     size: i64,
     write: bool,
+    /// The end must be a multiple of 16.
     aligned: bool,
+}
+
+/// Instructions that share a lookup.
+#[derive(Clone, Copy)]
+struct Span {
+    /// The last of them, and how many make an access.
+    until: usize,
+    count: u32,
+    /// Displacements covered.
+    low: i64,
+    high: i64,
+    write: bool,
+    /// A displacement that must be aligned, and all that must be differ from it by a multiple of 16.
+    aligned: Option<i64>,
+}
+
+impl Span {
+    fn of(m: &MemRef, k: usize) -> Self {
+        Self {
+            until: k,
+            count: 0,
+            low: m.disp,
+            high: m.disp.wrapping_add(i64::from(m.size)),
+            write: m.write,
+            aligned: m.aligned.then_some(m.disp),
+        }
+    }
+
+    /// With access `o` of instruction `n`, whose base has moved by `moved`, too.
+    fn with(self, o: &MemRef, n: usize, moved: i64) -> Option<Self> {
+        let at = o.disp.wrapping_add(moved);
+        let aligned = self.aligned.or(o.aligned.then_some(at));
+        let clash = o.aligned && aligned.is_some_and(|a| at.wrapping_sub(a) & 15 != 0);
+        let s = Self {
+            until: n,
+            count: self.count + 1,
+            low: self.low.min(at),
+            high: self.high.max(at.wrapping_add(i64::from(o.size))),
+            write: self.write || o.write,
+            aligned,
+        };
+        (!clash && (0..=SPAN).contains(&s.high.wrapping_sub(s.low))).then_some(s)
+    }
+
+    /// If something in it must be aligned, the end is moved to where 16 bytes end, which is in the same page.
+    fn check(&self) -> Check {
+        let to_boundary = self.aligned.map_or(0, |a| a.wrapping_sub(self.high) & 15);
+        let size = self.high.wrapping_sub(self.low) + to_boundary;
+        Check { low: self.low, size, write: self.write, aligned: self.aligned.is_some() }
+    }
 }
 
 impl Emitter<'_> {
@@ -82,22 +136,22 @@ impl Emitter<'_> {
         }
         self.before_clobber();
         self.check_budget_here();
-        let (until, low, high, write, count) = self.span(m);
-        if count < 2 {
+        let span = self.span(m);
+        if span.count < 2 {
             return self.access_once(m);
         }
-        let miss = self.slow_label(until);
-        self.check(m, &Check { low, size: high - low, write, aligned: false }, miss)?;
+        let miss = self.slow_label(span.until);
+        self.check(m, &span.check(), miss)?;
+        let low = span.low;
         self.make_pointer(m, low)?;
-        self.window = Some(Window { of: *m, low, moved: 0, until });
+        self.window = Some(Window { of: *m, low, moved: 0, until: span.until });
         Ok(Place { index: None, scale: 0, disp: m.disp - low })
     }
 
     /// [`Emitter::access`] outside any window, budget checked and flags saved already.
     pub(super) fn access_once(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
         let miss = self.slow_label(self.k);
-        let c = Check { low: m.disp, size: m.size.into(), write: m.write, aligned: m.aligned };
-        self.check(m, &c, miss)?;
+        self.check(m, &Span::of(m, self.k).check(), miss)?;
         self.single(m)
     }
 
@@ -111,31 +165,24 @@ impl Emitter<'_> {
         }
     }
 
-    /// The instructions whose accesses can share a lookup with `m`, from the current one on: the last, the range of
-    /// displacements, whether any writes, and how many.
-    fn span(&self, m: &MemRef) -> (usize, i64, i64, bool, u32) {
-        let size = i64::from(m.size);
-        let mut best = (self.k, m.disp, m.disp + size, m.write, 1);
-        if !self.options.windows || m.aligned {
+    /// The instructions whose accesses can share a lookup with `m`, from the current one on.
+    fn span(&self, m: &MemRef) -> Span {
+        let mut best = Span::of(m, self.k);
+        if !self.options.windows {
             return best;
         }
-        let (mut moved, mut low, mut high, mut write, mut count) = (0i64, m.disp, m.disp + size, m.write, 0);
+        let constant = self.is_constant(m);
+        let mut moved = 0i64;
         for (n, it) in self.items().iter().enumerate().skip(self.k) {
-            if it.is_call() || it.sse && !self.sse || n > self.k && !keeps_window(it) {
+            if it.is_call() || n > self.k && (it.enters_sse || !keeps_window(it)) {
                 break;
             }
             if let Some(o) = &it.mem {
-                if !o.same_base(m) || o.aligned {
-                    break;
+                let misaligned = constant && o.aligned && o.disp & 15 != 0;
+                match best.with(o, n, moved).filter(|_| o.same_base(m) && !misaligned) {
+                    Some(s) => best = s,
+                    None => break,
                 }
-                low = low.min(o.disp + moved);
-                high = high.max(o.disp + moved + i64::from(o.size));
-                if high - low > SPAN {
-                    break;
-                }
-                write |= o.write;
-                count += 1;
-                best = (n, low, high, write, count);
             }
             if it.gpr_written & m.registers() != 0 {
                 match it.adds(m.base) {
@@ -227,28 +274,32 @@ impl Emitter<'_> {
     /// The lookup. Afterwards R15 holds the addend, in 32-bit code the host address of displacement `c.low`.
     fn check(&mut self, m: &MemRef, c: &Check, miss: DynamicLabel) -> Result<(), Unsupported> {
         let tag = if c.write { WRITE } else { READ };
-        if m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg) && !c.aligned {
+        if self.is_constant(m) {
+            if c.aligned && c.low.wrapping_add(c.size) & 15 != 0 {
+                return Err(Unsupported);
+            }
             return self.check_constant(c, tag, miss);
         }
         self.linear(m, c.low)?;
-        if c.aligned {
-            let mask = c.size as i8 - 1;
-            dynasm!(self.a ; .arch x64 ; test al, mask ; jne =>miss);
-        }
-        let last = c.size as i32 - 1;
+        let (last, rest) = (c.size as i32 - 1, if c.aligned { 0xff0 } else { 0xfff });
         dynasm!(self.a ; .arch x64
             ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [rsp + TLB]);
         if last != 0 {
             dynasm!(self.a ; .arch x64 ; add rax, last);
         }
         dynasm!(self.a ; .arch x64
-            ; or rax, 0xfff ; cmp rax, [r15 + tag] ; jne =>miss ; mov r15, [r15 + ADDEND]);
+            ; or rax, rest ; cmp rax, [r15 + tag] ; jne =>miss ; mov r15, [r15 + ADDEND]);
         if !self.is64() {
             // The sum of host base and guest registers would not wrap at 4 GiB.
             self.linear(m, c.low)?;
             dynasm!(self.a ; .arch x64 ; add r15, rax);
         }
         Ok(())
+    }
+
+    /// Is the linear address known now?
+    fn is_constant(&self, m: &MemRef) -> bool {
+        m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg)
     }
 
     /// The operand's linear address with displacement `disp` into RAX; RFLAGS are lost.
@@ -281,7 +332,7 @@ impl Emitter<'_> {
 
     /// After a lookup: R15 becomes the host address of displacement `low`.
     fn make_pointer(&mut self, m: &MemRef, low: i64) -> Result<(), Unsupported> {
-        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
+        if !self.is64() || self.is_constant(m) {
             return Ok(());
         }
         let place = self.single_at(m, low)?;
@@ -292,7 +343,7 @@ impl Emitter<'_> {
 
     /// After the lookup of one access: its place.
     fn single(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
-        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
+        if !self.is64() || self.is_constant(m) {
             return Ok(Place { index: None, scale: 0, disp: 0 });
         }
         self.single_at(m, m.disp)
