@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Frame {
+    // What every block uses comes first, within reach of a one-byte displacement.
     /// Guest R13, R14, R15: no host register is left for them.
     pub high: [u64; 3],
     /// Instructions left before [`Frame::base`], counted down by each block.
@@ -23,12 +24,27 @@ pub struct Frame {
     /// The TLB arrays of the current address space and privilege: data and fetches.
     pub tlb: u64,
     pub itlb: u64,
-    /// Bases of ES, CS, SS, DS, FS, GS as they are added to addresses.
-    pub seg_base: [u64; 6],
+    /// Windows that are not in R15.
+    pub windows: [u64; WINDOWS],
+    /// Bases of FS and GS as they are added to addresses; translated code uses other segments only at base 0.
+    pub seg_base: [u64; 2],
     /// The jump cache of the current mode.
     pub jump_cache: u64,
-    /// Where an indirect jump goes; where a slow path comes back to.
+    /// Where an indirect jump goes.
     pub target: u64,
+    /// The stubs `slow` and `leave` (see `stubs`).
+    pub slow: u64,
+    pub leave: u64,
+    /// Nonzero while the guest's SSE registers are in the host's.
+    pub sse: u32,
+    /// Nonzero if they may be loaded, see [`sse_native`].
+    pub sse_ready: u32,
+    /// The stub `enter_sse`.
+    pub enter_sse: u64,
+    /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    /// Where a slow path comes back to.
     pub resume: u64,
     /// Address of the vCPU's general registers and of its XMM registers.
     pub gpr: u64,
@@ -37,18 +53,15 @@ pub struct Frame {
     pub site: u64,
     /// RFLAGS as the guest's arithmetic flags were saved, while a helper runs.
     pub flags: u64,
-    /// Nonzero while the guest's SSE registers are in the host's.
-    pub sse: u32,
-    /// Nonzero if they may be loaded, see [`sse_native`].
-    pub sse_ready: u32,
-    /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
-    pub mxcsr: u32,
-    pub host_mxcsr: u32,
     /// The host's stack pointer to return to.
     pub host_rsp: u64,
     /// The helper slow paths call.
     pub helper: u64,
     // Below: Rust only.
+    /// The stub `dispatch`.
+    pub dispatch: u64,
+    /// Translated code may go on by itself after a helper executed the end of a block.
+    pub roam: bool,
     /// icount = base - budget at the start of a block.
     pub base: u64,
     /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.
@@ -59,34 +72,47 @@ pub struct Frame {
     pub run: *mut Run,
 }
 
+/// Windows a block may have open besides the one in R15.
+pub const WINDOWS: usize = 4;
+
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $name:ident = $field:ident;)*) => {
-        $($(#[$doc])* pub const $name: i32 = std::mem::offset_of!(Frame, $field) as i32;)*
+    ($t:ty: $($name:ident = $field:ident;)*) => {
+        $(pub const $name: $t = {
+            let at = std::mem::offset_of!(Frame, $field);
+            assert!(at <= <$t>::MAX as usize);
+            at as $t
+        };)*
     };
 }
-offsets! {
+offsets! { i8:
     HIGH = high;
     BUDGET = budget;
     TLB = tlb;
     ITLB = itlb;
+    OPEN = windows;
     SEG_BASE = seg_base;
     JUMP_CACHE = jump_cache;
     TARGET = target;
+    SLOW = slow;
+    LEAVE = leave;
+}
+offsets! { i32:
+    SSE = sse;
+    SSE_READY = sse_ready;
+    ENTER_SSE = enter_sse;
+    MXCSR = mxcsr;
+    HOST_MXCSR = host_mxcsr;
     RESUME = resume;
     GPR = gpr;
     XMM = xmm;
     SITE = site;
     FLAGS = flags;
-    SSE = sse;
-    SSE_READY = sse_ready;
-    MXCSR = mxcsr;
-    HOST_MXCSR = host_mxcsr;
     HOST_RSP = host_rsp;
     HELPER = helper;
 }
 
 /// Where the guest's saved flags are, relative to the frame.
-pub const FLAGS_BELOW: i32 = -8;
+pub const FLAGS_BELOW: i8 = -8;
 
 /// Bytes of stack below the frame, for helpers: device models and recorders run on it.
 const STACK: usize = 2 << 20;
@@ -151,21 +177,29 @@ impl Frame {
     pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
         self.tlb = tlb.base(cpu.tlb.0) as u64;
         self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
-        for (n, b) in self.seg_base.iter_mut().enumerate() {
-            *b = cpu.seg[n].lin_base;
-        }
+        self.refresh_bases(cpu);
+        self.refresh_sse(cpu);
+    }
+
+    /// Takes over the bases of FS and GS.
+    pub fn refresh_bases(&mut self, cpu: &Vcpu) {
+        self.seg_base = [cpu.seg[Seg::Fs as usize].lin_base, cpu.seg[Seg::Gs as usize].lin_base];
+    }
+
+    /// Takes over whether SSE instructions may run on the host, and MXCSR.
+    pub fn refresh_sse(&mut self, cpu: &Vcpu) {
         self.sse_ready = sse_native(cpu).into();
         self.mxcsr = cpu.fpu.mxcsr;
     }
 
-    /// Base of a segment as added to addresses.
-    pub const fn seg_offset(seg: u8) -> i32 {
-        SEG_BASE + 8 * seg as i32
+    /// Offset of the base of FS or GS.
+    pub const fn seg_offset(seg: u8) -> i8 {
+        SEG_BASE + 8 * (seg as i8 - Seg::Fs as i8)
     }
 
     /// Offset of guest register `r` (13 to 15).
-    pub const fn high_offset(r: u8) -> i32 {
-        HIGH + 8 * (r as i32 - 13)
+    pub const fn high_offset(r: u8) -> i8 {
+        HIGH + 8 * (r as i8 - 13)
     }
 }
 

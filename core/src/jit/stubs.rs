@@ -10,6 +10,7 @@
 use super::frame::{
     FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET, XMM,
 };
+use crate::translate::jump_cache;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 
@@ -26,6 +27,9 @@ pub struct Stubs {
     pub enter: u64,
     /// Leaves through the link slot whose number is in EAX; the guest's flags are saved.
     pub leave: u64,
+    /// Goes on at the guest RIP in the frame's `target`, to which the vCPU's RIP is set, too: through the jump cache, or
+    /// leaves.
+    pub dispatch: u64,
     /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
     pub slow: u64,
     /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
@@ -42,11 +46,11 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + HOST_RSP], rsp
-        ; mov [rdi + TARGET], rsi
+        ; mov [BYTE rdi + TARGET], rsi
         ; mov rsp, rdi
     );
     load_registers(&mut a);
-    dynasm!(a ; .arch x64 ; jmp QWORD [rsp + TARGET]);
+    dynasm!(a ; .arch x64 ; jmp QWORD [BYTE rsp + TARGET]);
 
     let leave = at(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
@@ -84,6 +88,21 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [rsp + RESUME]);
 
+    let dispatch = at(&a);
+    dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
+    let miss = a.new_dynamic_label();
+    jump_cache::lookup(&mut a, miss);
+    dynasm!(a ; .arch x64 ; jmp QWORD [BYTE r15 + jump_cache::CODE] ; =>miss);
+    store_registers(&mut a);
+    dynasm!(a ; .arch x64
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->store_sse
+        ; plain:
+        ; mov eax, 1
+        ; jmp <out
+    );
+
     dynasm!(a ; .arch x64
         ; ->store_sse:
         ; mov rax, [rsp + 8 + XMM]
@@ -106,7 +125,7 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64 ; mov DWORD [rsp + SSE], 1 ; mov rax, [rsp + XMM]);
     load_xmm(&mut a);
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + MXCSR] ; jmp QWORD [rsp + RESUME]);
-    Ok((a.finalize()?, Stubs { enter, leave, slow, enter_sse }))
+    Ok((a.finalize()?, Stubs { enter, leave, slow, dispatch, enter_sse }))
 }
 
 /// The guest's XMM registers, which RAX points to, into the host's.
@@ -118,26 +137,26 @@ fn load_xmm(a: &mut Asm) {
 
 /// The vCPU's registers and the frame's flags into their places.
 fn load_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
-    for (guest, host) in (0i32..).zip(HOST) {
+    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [BYTE rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
-                ; mov r15, [rax + guest * 8]
-                ; mov [rsp + HIGH + (guest - 13) * 8], r15),
-            h => dynasm!(a ; .arch x64 ; mov Rq(h), [rax + guest * 8]),
+                ; mov r15, [BYTE rax + guest * 8]
+                ; mov [BYTE rsp + HIGH + (guest - 13) * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov Rq(h), [BYTE rax + guest * 8]),
         }
     }
 }
 
 /// The reverse. RAX and R15 are lost.
 fn store_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
-    for (guest, host) in (0i32..).zip(HOST) {
+    dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
-                ; mov r15, [rsp + HIGH + (guest - 13) * 8]
-                ; mov [rax + guest * 8], r15),
-            h => dynasm!(a ; .arch x64 ; mov [rax + guest * 8], Rq(h)),
+                ; mov r15, [BYTE rsp + HIGH + (guest - 13) * 8]
+                ; mov [BYTE rax + guest * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov [BYTE rax + guest * 8], Rq(h)),
         }
     }
 }

@@ -8,8 +8,8 @@ use super::window::Window;
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{BUDGET, FLAGS_BELOW, RESUME, SSE, SSE_READY};
-use crate::jit::stubs::{HOST, IN_FRAME, Stubs};
+use crate::jit::frame::{BUDGET, ENTER_SSE, FLAGS_BELOW, LEAVE, RESUME, SLOW, SSE, SSE_READY};
+use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::Encoder;
@@ -84,7 +84,7 @@ enum Cold {
     Slow {
         from: DynamicLabel,
         site: usize,
-        resume: Option<(DynamicLabel, bool)>,
+        resume: Option<Resume>,
     },
     /// Loads the SSE state and goes back; if SSE cannot be used natively now, the site is performed.
     Sse {
@@ -98,6 +98,15 @@ enum Cold {
     },
 }
 
+/// Where a slow path comes back to.
+#[derive(Clone, Copy)]
+struct Resume {
+    to: DynamicLabel,
+    offset: usize,
+    /// The flags are in RFLAGS there.
+    host: bool,
+}
+
 /// A slow path whose way back is not known yet.
 struct Pending {
     /// The last instruction it executes.
@@ -107,12 +116,23 @@ struct Pending {
 
 pub(crate) type Asm = VecAssembler<X64Relocation>;
 
+/// Assembler and encoder, kept from block to block. The code of a block does not depend on where it lies.
+pub struct Tools {
+    asm: Asm,
+    encoder: Encoder,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self { asm: VecAssembler::new(0), encoder: Encoder::new(64) }
+    }
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
-    pub(crate) a: Asm,
+    pub(crate) a: &'a mut Asm,
     pub(super) unit: &'a Unit,
     pub(super) options: JitOptions,
-    stubs: Stubs,
     insns: Arc<[Insn]>,
     pub(super) flags: FlagState,
     /// Number of the current instruction.
@@ -120,12 +140,13 @@ pub struct Emitter<'a> {
     /// Before which instruction the budget is checked; the number of instructions: at the end.
     budget_at: usize,
     budgeted: bool,
-    pub(super) window: Option<Window>,
+    /// Lookups later instructions share.
+    pub(super) windows: Vec<Window>,
     sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
     cold: Vec<Cold>,
     pending: Vec<Pending>,
-    pub(super) encoder: Encoder,
+    pub(super) encoder: &'a mut Encoder,
     /// First link-slot number of the block.
     first_slot: u32,
     /// Fetch token of the second page, and the block's own.
@@ -135,16 +156,13 @@ pub struct Emitter<'a> {
 /// What the emitter needs besides the unit.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Address the code will have.
-    pub base: u64,
-    pub stubs: Stubs,
     pub options: JitOptions,
     pub first_slot: u32,
     pub second_token: Option<u64>,
 }
 
 /// Translates a unit. Fails only if an internal limit (a displacement) is exceeded.
-pub fn translate(unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
+pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
     }
@@ -153,9 +171,12 @@ pub fn translate(unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> 
     }
     loop {
         unit.place_sse();
-        match attempt(unit, target) {
+        match attempt(tools, unit, target) {
             Ok(code) => return Ok(code),
-            Err(Stop::Unsupported(k)) => unit.items[k].make_call(),
+            Err(Stop::Unsupported(k)) => {
+                unit.items[k].make_call();
+                *tools = Tools::default();
+            }
             Err(Stop::Dynasm(e)) => return Err(e),
         }
     }
@@ -168,24 +189,23 @@ enum Stop {
     Dynasm(DynasmError),
 }
 
-fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
+fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop> {
     let insns: Arc<[Insn]> = unit.items.iter().map(|it| it.insn).collect();
     let mut e = Emitter {
-        a: VecAssembler::new(target.base as usize),
+        a: &mut tools.asm,
         unit,
         options: target.options,
-        stubs: target.stubs,
         insns,
         flags: FlagState::default(),
         k: 0,
         budget_at: 0,
         budgeted: false,
-        window: None,
+        windows: Vec::new(),
         sites: Vec::new(),
         slots: Vec::new(),
         cold: Vec::new(),
         pending: Vec::new(),
-        encoder: Encoder::new(64),
+        encoder: &mut tools.encoder,
         first_slot: target.first_slot,
         second_token: target.second_token,
     };
@@ -208,7 +228,7 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
     }
     e.cold_code();
     let Emitter { a, slots, sites, .. } = e;
-    let bytes = a.finalize().map_err(Stop::Dynasm)?;
+    let bytes = a.take().map_err(Stop::Dynasm)?;
     Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
 }
 
@@ -282,12 +302,12 @@ impl Emitter<'_> {
     }
 
     pub(super) fn emit_save(&mut self) {
-        dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [rsp + 8]);
+        dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [BYTE rsp + 8]);
     }
 
     fn emit_restore(&mut self) {
         dynasm!(self.a ; .arch x64
-            ; mov rax, [rsp + FLAGS_BELOW]
+            ; mov rax, [BYTE rsp + FLAGS_BELOW]
             ; xchg al, ah
             ; add al, 0x76
             ; sahf
@@ -381,20 +401,18 @@ impl Emitter<'_> {
         if !it.is_call() && it.writes == 0 {
             self.registers_written(it.gpr_written);
         }
-        if self.window.as_ref().is_some_and(|w| w.until <= self.k) {
-            self.window = None;
-        }
+        self.close_windows();
         Ok(())
     }
 
     /// The block calls the interpreter for this instruction.
     fn call(&mut self, it: &Item) {
-        self.window = None;
+        self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
         let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
-        self.go_slow(site, !it.end);
+        self.go_slow(site);
         self.flags = FlagState { host: false, saved: true, recipe: None };
     }
 
@@ -407,21 +425,10 @@ impl Emitter<'_> {
     }
 
     /// Straight-line way to a slow path and back to the next instruction.
-    fn go_slow(&mut self, site: usize, resume: bool) {
+    fn go_slow(&mut self, site: usize) {
         let address = std::ptr::from_ref(&*self.sites[site]) as i64;
-        let slow = self.stubs.slow as usize;
-        if resume {
-            let back = self.a.new_dynamic_label();
-            dynasm!(self.a ; .arch x64
-                ; lea rax, [=>back]
-                ; mov [rsp + RESUME], rax
-                ; mov rax, QWORD address
-                ; jmp extern slow
-                ; =>back
-            );
-        } else {
-            dynasm!(self.a ; .arch x64 ; mov rax, QWORD address ; jmp extern slow);
-        }
+        dynasm!(self.a ; .arch x64 ; mov rax, QWORD address ; jmp QWORD [BYTE rsp + SLOW]);
+        self.sites[site].resume = self.a.offset().0 as u64;
     }
 
     /// A site before the current instruction.
@@ -441,6 +448,7 @@ impl Emitter<'_> {
             rip,
             delta: k as i64 - done,
             flags,
+            resume: 0,
         }));
         self.sites.len() - 1
     }
@@ -465,12 +473,12 @@ impl Emitter<'_> {
         if !here {
             return;
         }
-        let label = self.a.new_dynamic_label();
-        dynasm!(self.a ; .arch x64 ; =>label);
-        let host = self.flags.host;
+        let to = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; =>to);
+        let back = Resume { to, offset: self.a.offset().0, host: self.flags.host };
         for p in self.pending.extract_if(.., |p| p.until == k) {
             if let Cold::Slow { resume, .. } = &mut self.cold[p.cold] {
-                *resume = Some((label, host));
+                *resume = Some(back);
             }
         }
     }
@@ -495,7 +503,10 @@ impl Emitter<'_> {
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
         let n = self.items().len() as i32;
-        dynasm!(self.a ; .arch x64 ; sub QWORD [rsp + BUDGET], n ; js =>from);
+        const { assert!(super::MAX_INSNS <= i8::MAX as usize) };
+        // SUB QWORD [rsp + BUDGET], n with both constants in a byte, which the assembler has no way to ask for.
+        self.a.extend(&[0x48, 0x83, 0x6c, 0x24, BUDGET as u8, n as u8]);
+        dynasm!(self.a ; .arch x64 ; js =>from);
     }
 
     /// At the end of a block without any better place.
@@ -503,9 +514,8 @@ impl Emitter<'_> {
         self.check_budget();
     }
 
-    /// Makes sure the guest's SSE registers are in the host's.
+    /// Makes sure the guest's SSE registers are in the host's. Windows stay.
     fn enter_sse(&mut self) {
-        self.window = None;
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;
@@ -592,30 +602,31 @@ impl Emitter<'_> {
         }
     }
 
-    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)>) {
+    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<Resume>) {
         dynasm!(self.a ; .arch x64 ; =>from);
-        self.go_slow(site, resume.is_some());
-        if let Some((to, host)) = resume {
-            if host {
+        self.go_slow(site);
+        match resume {
+            Some(Resume { to, host: true, .. }) => {
                 self.emit_restore();
+                dynasm!(self.a ; .arch x64 ; jmp =>to);
             }
-            dynasm!(self.a ; .arch x64 ; jmp =>to);
+            Some(r) => self.sites[site].resume = r.offset as u64,
+            None => {}
         }
     }
 
     fn cold_sse(&mut self, from: DynamicLabel, site: usize, back: DynamicLabel) {
         let slow = self.a.new_dynamic_label();
-        let enter = self.stubs.enter_sse as usize;
         dynasm!(self.a ; .arch x64
             ; =>from
             ; cmp DWORD [rsp + SSE_READY], 0
             ; je =>slow
             ; lea rax, [=>back]
             ; mov [rsp + RESUME], rax
-            ; jmp extern enter
+            ; jmp QWORD [rsp + ENTER_SSE]
             ; =>slow
         );
-        self.go_slow(site, false);
+        self.go_slow(site);
     }
 
     fn cold_exit(&mut self, from: DynamicLabel, slot: usize) {
@@ -626,8 +637,7 @@ impl Emitter<'_> {
             self.emit_save();
         }
         let number = (self.first_slot + slot as u32) as i32;
-        let leave = self.stubs.leave as usize;
-        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp extern leave);
+        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp QWORD [BYTE rsp + LEAVE]);
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Site {
     /// icount there, less `Frame::base` - `Frame::budget`.
     pub delta: i64,
     pub flags: FlagsAt,
+    /// Where generated code goes on: an offset in the block's code while it is made, then an address.
+    pub resume: u64,
 }
 
 /// How generated code goes on.
@@ -72,7 +74,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     }
 }
 
-/// Interprets `count` instructions.
+/// Interprets `count` instructions. `resume`: the block goes on behind them.
 fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume: bool) -> Outcome {
     let before = ctx.sys.icount;
     if frame.sse != 0 {
@@ -80,34 +82,40 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     }
     let first = site.index as usize;
     let insns = site.insns.get(first..first + count as usize).unwrap_or_default();
-    let mut left = false;
+    let mut astray = false;
     for insn in insns {
         let at = ctx.cpu.rip;
         if let Err(e) = ctx.execute(insn) {
             frame.mxcsr = ctx.cpu.fpu.mxcsr;
             return Outcome::Fault(e);
         }
-        let next = at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
-        left = ctx.sys.icount >= ctx.sys.limit
-            || ctx.cpu.rip != next
-            || ctx.sys.mem.tlb.epoch() != frame.epoch
-            || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode);
-        if left {
+        astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
+        if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
             break;
         }
     }
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    if frame.sse != 0 && !sse_native(ctx.cpu) {
-        frame.sse = 0;
-        left = true;
-    }
-    let extra = (ctx.sys.icount - before) as i64 - i64::from(count);
-    if left || !resume || ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit {
+    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
         return Outcome::Leave;
     }
-    frame.budget -= extra;
+    if frame.sse != 0 && !sse_native(ctx.cpu) {
+        frame.sse = 0;
+        return Outcome::Leave;
+    }
+    frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
-    let cpu = &*ctx.cpu;
-    frame.refresh(cpu, &ctx.sys.mem.tlb);
+    if resume {
+        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
+        // and MXCSR.
+        frame.refresh_bases(ctx.cpu);
+        frame.refresh_sse(ctx.cpu);
+        frame.resume = site.resume;
+        return if astray { Outcome::Leave } else { Outcome::Resume };
+    }
+    if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
+        return Outcome::Leave;
+    }
+    frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
+    (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
 }

@@ -49,7 +49,7 @@ pub fn lea(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
             (Some(h), _) => dynasm!(e.a ; .arch x64 ; mov Rw(h), ax),
             (None, 2) => {
                 let at = crate::jit::frame::Frame::high_offset(guest);
-                dynasm!(e.a ; .arch x64 ; mov [rsp + at], ax);
+                dynasm!(e.a ; .arch x64 ; mov [BYTE rsp + at], ax);
             }
             (None, n) => {
                 if n == 4 {
@@ -108,7 +108,7 @@ fn with_operand(e: &mut Emitter<'_>, it: &Item) -> Result<Instruction, Unsupport
     let h = match host(guest) {
         Some(h) => h,
         None => {
-            e.window = None;
+            e.lose_r15();
             e.load_frame(15, guest);
             15
         }
@@ -155,7 +155,8 @@ pub fn divide(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     e.before_clobber();
     e.check_budget_here();
     let i = with_operand(e, it)?;
-    e.window = None;
+    // The slow path does not keep R15.
+    e.lose_r15();
     let miss = e.slow_label(e.k);
     let (rax, rdx, one) = match size {
         4 => (Register::EAX, Register::EDX, Code::Mov_r32_rm32),
@@ -248,7 +249,8 @@ pub fn ldmxcsr(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     e.before_clobber();
     e.check_budget_here();
     let place = e.access(&it.mem.ok_or(Unsupported)?)?;
-    e.window = None;
+    // The slow path does not keep R15.
+    e.lose_r15();
     let miss = e.slow_label(e.k);
     let load = Instruction::with2(Code::Mov_r32_rm32, Register::EAX, place.operand());
     e.encode(&load.map_err(|_| Unsupported)?)?;
