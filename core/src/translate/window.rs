@@ -326,8 +326,10 @@ impl Emitter<'_> {
             }
             return self.check_constant(c, tag, miss);
         }
-        self.linear(m, c.low)?;
-        let (last, rest) = (c.size as i32 - 1, if c.aligned { 0xff0 } else { 0xfff });
+        // The page of the last byte will do if alignment keeps the first from being in another.
+        let skip = if c.aligned && c.size == 16 { 15 } else { 0 };
+        self.linear(m, c.low.wrapping_add(skip))?;
+        let (last, rest) = ((c.size - 1 - skip) as i32, if c.aligned { 0xff0 } else { 0xfff });
         dynasm!(self.a ; .arch x64
             ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [BYTE rsp + TLB]);
         if last > 127 {
