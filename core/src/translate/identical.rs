@@ -2,6 +2,7 @@
 //! operand. Guest registers that live in the frame pass through RAX (and R15).
 
 use super::emit::{Emitter, Unsupported, host};
+use super::host;
 use super::recipe::{Operand, Producer, Recipe};
 use super::unit::Item;
 use super::window::{Place, gpr64};
@@ -132,8 +133,8 @@ impl Emitter<'_> {
 }
 
 /// Can operand `n`, a register, be replaced by its image in the frame? Not if it is written with 32 bits: the upper half
-/// would stay; not if its memory form writes less (PEXTRB) or treats OF otherwise (rotates by a constant), or if memory is
-/// a bit string; and not if it is written and also passes through another register.
+/// would stay; not if its memory form writes less (PEXTRB), leaves other flags (ROL), or is a bit string; and not if it is
+/// written and also passes through another register.
 fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let rm = matches!(
         i.code().op_code().op_kind(n),
@@ -146,10 +147,9 @@ fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let written = it.gpr_written & (1 << r.full_register().number()) != 0;
     let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && it.i.op1_kind() == OpKind::Register;
-    let rotate = matches!(it.i.mnemonic(), Mnemonic::Rol | Mnemonic::Ror);
     let twice = (0..i.op_count()).any(|o| o != n && it.i.op_register(o).full_register() == r.full_register());
     let whole = r.size() == 8 && i.memory_size().size() == 8 && !twice;
-    rm && !bit_string && !rotate && (!written || whole)
+    rm && !bit_string && host::agrees_in_memory(it.i.code()) && (!written || whole)
 }
 
 /// Replaces operand `n` by guest register `guest` in the frame.

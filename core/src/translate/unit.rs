@@ -1,6 +1,7 @@
 //! What a block is translated from: its instructions, decoded and analysed. Owns the facts about each instruction the
 //! emitter decides by: flags read and written, registers written, the memory operand.
 
+use super::host;
 use super::mode::ModeKey;
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
@@ -176,6 +177,7 @@ impl Unit {
 /// Decodes and analyses instructions; one a machine.
 pub struct Analyser {
     model: CpuModel,
+    undefined: bool,
     factory: InstructionInfoFactory,
 }
 
@@ -186,8 +188,9 @@ impl std::fmt::Debug for Analyser {
 }
 
 impl Analyser {
-    pub fn new(model: CpuModel) -> Self {
-        Self { model, factory: InstructionInfoFactory::new() }
+    /// `undefined`: see [`crate::engine::JitOptions::host_undefined`].
+    pub fn new(model: CpuModel, undefined: bool) -> Self {
+        Self { model, undefined, factory: InstructionInfoFactory::new() }
     }
 
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
@@ -243,7 +246,9 @@ impl Analyser {
             enters_sse: false,
             faults: false,
         };
-        if it.is_call() {
+        let code = i.code();
+        let as_host = host::agrees(code, self.model) && (self.undefined || !host::is_undefined(code));
+        if it.is_call() || !as_host {
             it.make_call();
             return it;
         }

@@ -118,8 +118,8 @@ pub const ROWS: &[Row] = rows! {
     same movsx<u32> u64: Movsxd_r64_rm32;
     leas lea<> 3: Lea_r16_m Lea_r32_m Lea_r64_m;
     row xlat: Xlat_m8;
-    row movbe_load<> 3: Movbe_r16_m16 Movbe_r32_m32 Movbe_r64_m64;
-    row movbe_store<> 3: Movbe_m16_r16 Movbe_m32_r32 Movbe_m64_r64;
+    same movbe_load<> 3: Movbe_r16_m16 Movbe_r32_m32 Movbe_r64_m64;
+    same movbe_store<> 3: Movbe_m16_r16 Movbe_m32_r32 Movbe_m64_r64;
     row bswap<> u16: Bswap_r16;
     same bswap<> u32: Bswap_r32;
     same bswap<> u64: Bswap_r64;
