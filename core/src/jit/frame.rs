@@ -17,10 +17,8 @@ use std::ptr::NonNull;
 #[repr(C, align(64))]
 pub struct Frame {
     // What every block uses comes first, within reach of a one-byte displacement.
-    /// Guest R13, R14, R15: no host register is left for them.
-    pub high: [u64; 3],
-    /// Instructions left before [`Frame::base`], counted down by each block.
-    pub budget: i64,
+    /// Guest R12 to R15: no host register is left for them.
+    pub high: [u64; 4],
     /// The TLB arrays of the current address space and privilege: data and fetches.
     pub tlb: u64,
     pub itlb: u64,
@@ -44,6 +42,8 @@ pub struct Frame {
     /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
+    /// Instructions left before [`Frame::base`], while a helper runs; else in R12, counted down by each block.
+    pub budget: i64,
     /// Where a slow path comes back to.
     pub resume: u64,
     /// Address of the vCPU's general registers and of its XMM registers.
@@ -86,7 +86,6 @@ macro_rules! offsets {
 }
 offsets! { i8:
     HIGH = high;
-    BUDGET = budget;
     TLB = tlb;
     ITLB = itlb;
     OPEN = windows;
@@ -100,6 +99,7 @@ offsets! { i32:
     SSE = sse;
     SSE_READY = sse_ready;
     ENTER_SSE = enter_sse;
+    BUDGET = budget;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
     RESUME = resume;
@@ -197,9 +197,9 @@ impl Frame {
         SEG_BASE + 8 * (seg as i8 - Seg::Fs as i8)
     }
 
-    /// Offset of guest register `r` (13 to 15).
+    /// Offset of guest register `r` (12 to 15).
     pub const fn high_offset(r: u8) -> i8 {
-        HIGH + 8 * (r as i8 - 13)
+        HIGH + 8 * (r as i8 - 12)
     }
 }
 

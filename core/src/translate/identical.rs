@@ -134,7 +134,7 @@ impl Emitter<'_> {
 
 /// Can operand `n`, a register, be replaced by its image in the frame? Not if it is written with 32 bits: the upper half
 /// would stay; not if its memory form writes less (PEXTRB), leaves other flags (ROL), or is a bit string; and not if it is
-/// written and also passes through another register.
+/// there twice.
 fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let rm = matches!(
         i.code().op_code().op_kind(n),
@@ -147,9 +147,11 @@ fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let written = it.gpr_written & (1 << r.full_register().number()) != 0;
     let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && it.i.op1_kind() == OpKind::Register;
-    let twice = (0..i.op_count()).any(|o| o != n && it.i.op_register(o).full_register() == r.full_register());
-    let whole = r.size() == 8 && i.memory_size().size() == 8 && !twice;
-    rm && !bit_string && host::agrees_in_memory(it.i.code()) && (!written || whole)
+    let same =
+        |o: u32| i.op_kind(o) == OpKind::Register && it.i.op_register(o).full_register() == r.full_register();
+    let alone = (0..i.op_count()).filter(|o| same(*o)).count() == 1;
+    let whole = r.size() == 8 && i.memory_size().size() == 8;
+    rm && alone && !bit_string && host::agrees_in_memory(it.i.code()) && (!written || whole)
 }
 
 /// Replaces operand `n` by guest register `guest` in the frame.
