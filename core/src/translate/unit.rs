@@ -163,12 +163,13 @@ pub struct Unit {
 
 impl Unit {
     /// Decides where the guest's SSE state is loaded into the host's registers: where the block can be left anyway, before
-    /// the first instruction that uses it but after whatever is called before that. If SSE cannot be used the rest of the
+    /// the first instruction that uses it but after whatever is called or branches before that. If SSE cannot be used the rest of the
     /// block is interpreted from there, so it does no harm that this may be early.
     pub fn place_sse(&mut self) {
         self.items.iter_mut().for_each(|it| it.enters_sse = false);
         let Some(first) = self.items.iter().position(|it| it.sse) else { return };
-        let from = self.items[..first].iter().rposition(Item::is_call).map_or(0, |k| k + 1);
+        let leaves = |it: &Item| it.is_call() || it.i.is_jcc_short_or_near();
+        let from = self.items[..first].iter().rposition(leaves).map_or(0, |k| k + 1);
         let at = (from..first).find(|k| self.items[*k].is_site()).unwrap_or(first);
         self.items[at].enters_sse = true;
     }
@@ -197,7 +198,7 @@ impl Analyser {
     /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
     pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
         let mut unit = Unit { key, items: Vec::with_capacity(8), len: 0, second: None };
-        let mut at = 0usize;
+        let (mut at, mut sides) = (0usize, 0);
         while unit.items.len() < super::MAX_INSNS {
             let rip = key.rip.wrapping_add(at as u64);
             // Outside 64-bit mode the instruction pointer wraps at 4 GiB: leave that to the interpreter.
@@ -208,7 +209,16 @@ impl Analyser {
                 break;
             };
             let undefined = d.insn.code == 0;
-            let item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
+            let mut item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
+            // Loops are better closed at their branch back.
+            if i.is_jcc_short_or_near()
+                && d.insn.imm > rip
+                && sides < super::MAX_SIDE_EXITS
+                && !item.is_call()
+            {
+                sides += 1;
+                item.end = false;
+            }
             let end = item.end;
             unit.items.push(item);
             at += if undefined { (bytes.len() - at).min(15) } else { usize::from(d.insn.len) };
