@@ -53,11 +53,7 @@ impl Small {
             input: Box::new(NoInput),
             output: Box::new(NullSink),
         };
-        let mut cpu = Vcpu::new(0, CpuModel::X86_64V2);
-        cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
-        cpu.cr0 = cr0::ET | cr0::MP | cr0::NE;
-        set_mode(&mut cpu, size);
-        Ok(Self { cpu, sys })
+        Ok(Self { cpu: vcpu(size), sys })
     }
 
     /// Executes one instruction and updates `state` and `data`, as `Native::run` does.
@@ -69,7 +65,7 @@ impl Small {
     ) -> (Outcome, Option<Exception>) {
         self.sys.mem.write_phys(Gpa(INSN), code);
         self.sys.mem.write_phys(Gpa(DATA), data);
-        self.load(state);
+        load(&mut self.cpu, state);
         self.cpu.rip = INSN;
         let r = self.step();
         self.store(state);
@@ -91,17 +87,6 @@ impl Small {
         Ctx { cpu: &mut self.cpu, sys: &mut self.sys }.step_insn()
     }
 
-    fn load(&mut self, s: &State) {
-        self.cpu.gpr[..16].copy_from_slice(&s.gpr);
-        self.cpu.flags.0 = (s.flags & USER_FLAGS) | 0x202;
-        let f = &mut self.cpu.fpu;
-        (f.fcw, f.fsw, f.ftw, f.mxcsr, f.xmm) = (s.fcw, s.fsw, s.ftw, s.mxcsr, s.xmm);
-        let top = usize::from(s.fsw >> 11) & 7;
-        for (n, v) in s.st.into_iter().enumerate() {
-            f.r[(top + n) & 7] = v;
-        }
-    }
-
     fn store(&self, s: &mut State) {
         s.gpr.copy_from_slice(&self.cpu.gpr[..16]);
         s.rip = self.cpu.rip;
@@ -112,6 +97,27 @@ impl Small {
         for (n, v) in s.st.iter_mut().enumerate() {
             *v = f.r[(top + n) & 7];
         }
+    }
+}
+
+/// A vCPU in the mode, without paging, with SSE and x87 ready for use.
+pub fn vcpu(size: CodeSize) -> Vcpu {
+    let mut cpu = Vcpu::new(0, CpuModel::X86_64V2);
+    cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
+    cpu.cr0 = cr0::ET | cr0::MP | cr0::NE;
+    set_mode(&mut cpu, size);
+    cpu
+}
+
+/// Puts everything but RIP of a state into a vCPU.
+pub fn load(cpu: &mut Vcpu, s: &State) {
+    cpu.gpr[..16].copy_from_slice(&s.gpr);
+    cpu.flags.0 = (s.flags & USER_FLAGS) | 0x202;
+    let f = &mut cpu.fpu;
+    (f.fcw, f.fsw, f.ftw, f.mxcsr, f.xmm) = (s.fcw, s.fsw, s.ftw, s.mxcsr, s.xmm);
+    let top = usize::from(s.fsw >> 11) & 7;
+    for (n, v) in s.st.into_iter().enumerate() {
+        f.r[(top + n) & 7] = v;
     }
 }
 

@@ -64,6 +64,8 @@ switches! {
     lazy_flags: "lazy-flags",
     /// Instructions are re-encoded and run on the host; off: each is a call.
     identical: "identical",
+    /// Instructions whose undefined results the host happens to define as we do run on it; off: each is a call.
+    host_undefined: "host-undefined",
     /// SSE state lives in host registers.
     sse: "sse",
     /// x87 and MMX state lives in host registers.

@@ -6,7 +6,7 @@
 use super::alu::arith::pf;
 use super::insn::Insn;
 use super::traits::{Width, rows};
-use super::{Row, locked, row, same};
+use super::{Row, locked, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::vcpu::cpuid::CpuModel;
@@ -159,8 +159,8 @@ pub const ROWS: &[Row] = rows! {
     same scan<FORWARD> 3: Bsf_r16_rm16 Bsf_r32_rm32 Bsf_r64_rm64;
     same scan<REVERSE> 3: Bsr_r16_rm16 Bsr_r32_rm32 Bsr_r64_rm64;
     same popcnt<> 3: Popcnt_r16_rm16 Popcnt_r32_rm32 Popcnt_r64_rm64;
-    row lzcnt<> 3: Lzcnt_r16_rm16 Lzcnt_r32_rm32 Lzcnt_r64_rm64;
-    row tzcnt<> 3: Tzcnt_r16_rm16 Tzcnt_r32_rm32 Tzcnt_r64_rm64;
+    same lzcnt<> 3: Lzcnt_r16_rm16 Lzcnt_r32_rm32 Lzcnt_r64_rm64;
+    same tzcnt<> 3: Tzcnt_r16_rm16 Tzcnt_r32_rm32 Tzcnt_r64_rm64;
     same crc32<> u8: Crc32_r32_rm8 Crc32_r64_rm8;
     same crc32<> u16: Crc32_r32_rm16;
     same crc32<> u32: Crc32_r32_rm32;

@@ -6,7 +6,7 @@
 use super::insn::Insn;
 use super::muldiv::mul_wide;
 use super::traits::{Width, rows};
-use super::{Row, row};
+use super::{Row, same};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::vcpu::flags::bit::{ARITH, CF};
@@ -175,32 +175,32 @@ fn shiftx<const KIND: u8, W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    row andn<> u32: VEX_Andn_r32_r32_rm32;
-    row andn<> u64: VEX_Andn_r64_r64_rm64;
-    row bextr<> u32: VEX_Bextr_r32_rm32_r32;
-    row bextr<> u64: VEX_Bextr_r64_rm64_r64;
-    row lowest<Blsi> u32: VEX_Blsi_r32_rm32;
-    row lowest<Blsi> u64: VEX_Blsi_r64_rm64;
-    row lowest<Blsmsk> u32: VEX_Blsmsk_r32_rm32;
-    row lowest<Blsmsk> u64: VEX_Blsmsk_r64_rm64;
-    row lowest<Blsr> u32: VEX_Blsr_r32_rm32;
-    row lowest<Blsr> u64: VEX_Blsr_r64_rm64;
-    row bzhi<> u32: VEX_Bzhi_r32_rm32_r32;
-    row bzhi<> u64: VEX_Bzhi_r64_rm64_r64;
-    row mulx<> u32: VEX_Mulx_r32_r32_rm32;
-    row mulx<> u64: VEX_Mulx_r64_r64_rm64;
-    row pdep<> u32: VEX_Pdep_r32_r32_rm32;
-    row pdep<> u64: VEX_Pdep_r64_r64_rm64;
-    row pext<> u32: VEX_Pext_r32_r32_rm32;
-    row pext<> u64: VEX_Pext_r64_r64_rm64;
-    row rorx<> u32: VEX_Rorx_r32_rm32_imm8;
-    row rorx<> u64: VEX_Rorx_r64_rm64_imm8;
-    row shiftx<LOGICAL_LEFT> u32: VEX_Shlx_r32_rm32_r32;
-    row shiftx<LOGICAL_LEFT> u64: VEX_Shlx_r64_rm64_r64;
-    row shiftx<LOGICAL_RIGHT> u32: VEX_Shrx_r32_rm32_r32;
-    row shiftx<LOGICAL_RIGHT> u64: VEX_Shrx_r64_rm64_r64;
-    row shiftx<ARITHMETIC_RIGHT> u32: VEX_Sarx_r32_rm32_r32;
-    row shiftx<ARITHMETIC_RIGHT> u64: VEX_Sarx_r64_rm64_r64;
+    same andn<> u32: VEX_Andn_r32_r32_rm32;
+    same andn<> u64: VEX_Andn_r64_r64_rm64;
+    same bextr<> u32: VEX_Bextr_r32_rm32_r32;
+    same bextr<> u64: VEX_Bextr_r64_rm64_r64;
+    same lowest<Blsi> u32: VEX_Blsi_r32_rm32;
+    same lowest<Blsi> u64: VEX_Blsi_r64_rm64;
+    same lowest<Blsmsk> u32: VEX_Blsmsk_r32_rm32;
+    same lowest<Blsmsk> u64: VEX_Blsmsk_r64_rm64;
+    same lowest<Blsr> u32: VEX_Blsr_r32_rm32;
+    same lowest<Blsr> u64: VEX_Blsr_r64_rm64;
+    same bzhi<> u32: VEX_Bzhi_r32_rm32_r32;
+    same bzhi<> u64: VEX_Bzhi_r64_rm64_r64;
+    same mulx<> u32: VEX_Mulx_r32_r32_rm32;
+    same mulx<> u64: VEX_Mulx_r64_r64_rm64;
+    same pdep<> u32: VEX_Pdep_r32_r32_rm32;
+    same pdep<> u64: VEX_Pdep_r64_r64_rm64;
+    same pext<> u32: VEX_Pext_r32_r32_rm32;
+    same pext<> u64: VEX_Pext_r64_r64_rm64;
+    same rorx<> u32: VEX_Rorx_r32_rm32_imm8;
+    same rorx<> u64: VEX_Rorx_r64_rm64_imm8;
+    same shiftx<LOGICAL_LEFT> u32: VEX_Shlx_r32_rm32_r32;
+    same shiftx<LOGICAL_LEFT> u64: VEX_Shlx_r64_rm64_r64;
+    same shiftx<LOGICAL_RIGHT> u32: VEX_Shrx_r32_rm32_r32;
+    same shiftx<LOGICAL_RIGHT> u64: VEX_Shrx_r64_rm64_r64;
+    same shiftx<ARITHMETIC_RIGHT> u32: VEX_Sarx_r32_rm32_r32;
+    same shiftx<ARITHMETIC_RIGHT> u64: VEX_Sarx_r64_rm64_r64;
 };
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub const END: u8 = 1;
 pub const LOCKABLE: u8 = 2;
 /// A memory operand is not accessed.
 pub const NO_ACCESS: u8 = 4;
+/// A 16-byte memory operand raises #GP unless it is aligned.
+pub const ALIGNED: u8 = 8;
 
 /// One instruction form.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +74,7 @@ pub struct Row {
     pub code: Code,
     pub exec: ExecFn,
     pub translate: Translate,
-    /// [`END`], [`LOCKABLE`], [`NO_ACCESS`].
+    /// [`END`], [`LOCKABLE`], [`NO_ACCESS`], [`ALIGNED`].
     pub attrs: u8,
 }
 
@@ -91,6 +93,10 @@ pub const fn lockable(code: Code, exec: ExecFn) -> Row {
 /// A row translated identically.
 pub const fn same(code: Code, exec: ExecFn) -> Row {
     Row { code, exec, translate: Translate::Identical, attrs: 0 }
+}
+/// A row translated identically whose memory operand must be aligned.
+pub const fn aligned(code: Code, exec: ExecFn) -> Row {
+    Row { code, exec, translate: Translate::Identical, attrs: ALIGNED }
 }
 /// A row translated identically whose memory form may carry LOCK.
 pub const fn locked(code: Code, exec: ExecFn) -> Row {

@@ -8,8 +8,9 @@
 
 use super::run::Run;
 use crate::exception::Exception;
+use crate::isa::sse::native::mxcsr;
 use crate::translate::site::Misfit;
-use crate::vcpu::{Seg, Vcpu};
+use crate::vcpu::{Seg, Vcpu, cr0, cr4};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
 
@@ -36,7 +37,11 @@ pub struct Frame {
     pub leave: u64,
     /// Nonzero while the guest's SSE registers are in the host's.
     pub sse: u32,
-    /// MXCSR of the guest (while `sse`), and of Rust code.
+    /// Nonzero if they may be loaded, see [`sse_native`].
+    pub sse_ready: u32,
+    /// The stub `enter_sse`.
+    pub enter_sse: u64,
+    /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// Instructions left before [`Frame::base`], while a helper runs; else in R12, counted down by each block.
@@ -98,6 +103,8 @@ offsets! { i8:
 }
 offsets! { i32:
     SSE = sse;
+    SSE_READY = sse_ready;
+    ENTER_SSE = enter_sse;
     BUDGET = budget;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
@@ -164,17 +171,31 @@ impl Drop for FrameStack {
     }
 }
 
+/// May SSE instructions run on the host, with the guest's MXCSR?
+pub fn sse_native(cpu: &Vcpu) -> bool {
+    cpu.cr0 & (cr0::EM | cr0::TS) == 0
+        && cpu.cr4 & cr4::OSFXSR != 0
+        && cpu.fpu.mxcsr & mxcsr::MASKS == mxcsr::MASKS
+}
+
 impl Frame {
     /// Takes over what generated code needs of a vCPU's derived state.
     pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
         self.tlb = tlb.base(cpu.tlb.0) as u64;
         self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
         self.refresh_bases(cpu);
+        self.refresh_sse(cpu);
     }
 
     /// Takes over the bases of FS and GS.
     pub fn refresh_bases(&mut self, cpu: &Vcpu) {
         self.seg_base = [cpu.seg[Seg::Fs as usize].lin_base, cpu.seg[Seg::Gs as usize].lin_base];
+    }
+
+    /// Takes over whether SSE instructions may run on the host, and MXCSR.
+    pub fn refresh_sse(&mut self, cpu: &Vcpu) {
+        self.sse_ready = sse_native(cpu).into();
+        self.mxcsr = cpu.fpu.mxcsr;
     }
 
     /// Offset of the base of FS or GS.

@@ -1,11 +1,12 @@
 //! Executable host memory and the code in it. All `unsafe` of generated code lives here.
 //!
 //! `buffer` owns the memory, `thunk` and `x87` make the short sequences that run one guest SIMD or x87 instruction on
-//! the host, `entry` calls them. docs/unsafe.md lists every use of `unsafe` with its reason.
+//! the host, `entry` calls them, `probe` asks the host what it makes of what the manual leaves undefined. docs/unsafe.md lists every use of `unsafe` with its reason.
 
 pub mod buffer;
 pub mod entry;
 pub mod frame;
+pub mod probe;
 pub mod run;
 pub mod stubs;
 pub mod thunk;
@@ -25,6 +26,7 @@ pub fn host_support(model: CpuModel) -> Result<(), String> {
             ("SSSE3", is_x86_feature_detected!("ssse3")),
             ("SSE4.1", is_x86_feature_detected!("sse4.1")),
             ("SSE4.2", is_x86_feature_detected!("sse4.2")),
+            ("POPCNT", is_x86_feature_detected!("popcnt")),
             ("AES", is_x86_feature_detected!("aes")),
             ("PCLMULQDQ", is_x86_feature_detected!("pclmulqdq")),
         ] {

@@ -40,6 +40,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
     frame.helper = helper as *const () as u64;
     (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
+    frame.enter_sse = stubs.enter_sse;
     frame.host_mxcsr = super::thunk::HOST_MXCSR;
     frame.run = &raw mut run;
     let frame = stack.frame();

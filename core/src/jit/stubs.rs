@@ -33,6 +33,8 @@ pub struct Stubs {
     pub dispatch: u64,
     /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
     pub slow: u64,
+    /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
+    pub enter_sse: u64,
 }
 
 type Asm = VecAssembler<X64Relocation>;
@@ -116,11 +118,22 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         ; ->load_sse:
         ; mov rax, [rsp + 8 + XMM]
     );
+    load_xmm(&mut a);
+    dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
+
+    // Nothing is pushed: the guest's flags are below the frame.
+    let enter_sse = at(&a);
+    dynasm!(a ; .arch x64 ; mov DWORD [rsp + SSE], 1 ; mov rax, [rsp + XMM]);
+    load_xmm(&mut a);
+    dynasm!(a ; .arch x64 ; ldmxcsr [rsp + MXCSR] ; jmp QWORD [rsp + RESUME]);
+    Ok((a.finalize()?, Stubs { enter, leave, slow, dispatch, enter_sse }))
+}
+
+/// The guest's XMM registers, which RAX points to, into the host's.
+fn load_xmm(a: &mut Asm) {
     for n in 0..16u8 {
         dynasm!(a ; .arch x64 ; movups Rx(n), [rax + i32::from(n) * 16]);
     }
-    dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
-    Ok((a.finalize()?, Stubs { enter, leave, slow, dispatch }))
 }
 
 /// The vCPU's registers and the frame's flags into their places.

@@ -147,7 +147,7 @@ impl Translator {
             return Err("the stubs do not fit".into());
         }
         Ok(Self {
-            analyser: Analyser::new(model),
+            analyser: Analyser::new(model, options.host_undefined),
             tools: Tools::default(),
             buffer,
             stubs,

@@ -8,7 +8,7 @@ use super::window::Window;
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{FLAGS_BELOW, LEAVE, SLOW, SSE};
+use crate::jit::frame::{ENTER_SSE, FLAGS_BELOW, LEAVE, RESUME, SLOW, SSE, SSE_READY};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -87,6 +87,12 @@ enum Cold {
         site: usize,
         resume: Option<Resume>,
     },
+    /// Loads the SSE state and goes back; if SSE cannot be used natively now, the site is performed.
+    Sse {
+        from: DynamicLabel,
+        site: usize,
+        back: DynamicLabel,
+    },
     Exit {
         from: DynamicLabel,
         slot: usize,
@@ -145,8 +151,6 @@ pub struct Emitter<'a> {
     budgeted: bool,
     /// Lookups later instructions share.
     pub(super) windows: Vec<Window>,
-    /// The SSE state is known to be in host registers.
-    pub(super) sse: bool,
     sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
     cold: Vec<Cold>,
@@ -171,7 +175,11 @@ pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
     }
+    if !target.options.sse {
+        unit.items.iter_mut().filter(|it| it.sse).for_each(Item::make_call);
+    }
     loop {
+        unit.place_sse();
         match attempt(tools, unit, target) {
             Ok(code) => return Ok(code),
             Err(Stop::Unsupported(k)) => {
@@ -203,7 +211,6 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         budget_at: 0,
         budgeted: false,
         windows: Vec::new(),
-        sse: false,
         sites: Vec::new(),
         slots: Vec::new(),
         cold: Vec::new(),
@@ -386,6 +393,9 @@ impl Emitter<'_> {
         if self.k == self.budget_at && !it.is_site() {
             self.check_budget();
         }
+        if it.enters_sse {
+            self.enter_sse();
+        }
         match it.translate {
             Translate::Call => {
                 self.call(it);
@@ -518,21 +528,15 @@ impl Emitter<'_> {
         self.check_budget();
     }
 
-    /// Makes sure the guest's SSE registers are in the host's.
-    pub(super) fn enter_sse(&mut self) {
-        if self.sse {
-            return;
-        }
-        self.sse = true;
-        self.windows.clear();
+    /// Makes sure the guest's SSE registers are in the host's. Windows stay.
+    fn enter_sse(&mut self) {
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;
-        let site = self.site(What::Sse { rest });
-        let (from, to) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
-        dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>to);
-        let resume = Some(Resume { to, offset: self.a.offset().0, host: false });
-        self.cold.push(Cold::Slow { from, site, resume });
+        let site = self.site(What::Finish { count: rest });
+        let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
+        self.cold.push(Cold::Sse { from, site, back });
+        dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
     }
 
     /// Leaves for `rip` through a link slot.
@@ -631,6 +635,7 @@ impl Emitter<'_> {
         for n in 0..self.cold.len() {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
+                Cold::Sse { from, site, back } => self.cold_sse(from, site, back),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
                 Cold::Side { from, slot, rest } => self.cold_side(from, slot, rest),
             }
@@ -648,6 +653,20 @@ impl Emitter<'_> {
             Some(r) => self.sites[site].resume = r.offset as u64,
             None => {}
         }
+    }
+
+    fn cold_sse(&mut self, from: DynamicLabel, site: usize, back: DynamicLabel) {
+        let slow = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64
+            ; =>from
+            ; cmp DWORD [rsp + SSE_READY], 0
+            ; je =>slow
+            ; lea rax, [=>back]
+            ; mov [rsp + RESUME], rax
+            ; jmp QWORD [rsp + ENTER_SSE]
+            ; =>slow
+        );
+        self.go_slow(site);
     }
 
     fn cold_exit(&mut self, from: DynamicLabel, slot: usize) {

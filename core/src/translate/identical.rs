@@ -2,6 +2,7 @@
 //! operand. Guest registers that live in the frame pass through RAX (and R15).
 
 use super::emit::{Emitter, Unsupported, host};
+use super::host;
 use super::recipe::{Operand, Producer, Recipe};
 use super::unit::Item;
 use super::window::{Place, gpr64};
@@ -31,9 +32,6 @@ impl Emitter<'_> {
 
     /// Translates the current instruction identically.
     pub(super) fn identical(&mut self, it: &Item) -> Result<(), Unsupported> {
-        if it.sse {
-            self.enter_sse();
-        }
         let place = it.mem.as_ref().map(|m| self.access(m)).transpose()?;
         self.identical_at(it, place)
     }
@@ -135,7 +133,8 @@ impl Emitter<'_> {
 }
 
 /// Can operand `n`, a register, be replaced by its image in the frame? Not if it is written with 32 bits: the upper half
-/// would stay. Nor if it is there twice.
+/// would stay; not if its memory form writes less (PEXTRB), leaves other flags (ROL), or is a bit string; and not if it is
+/// there twice.
 fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let rm = matches!(
         i.code().op_code().op_kind(n),
@@ -146,10 +145,13 @@ fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     );
     let r = i.op_register(n);
     let written = it.gpr_written & (1 << r.full_register().number()) != 0;
+    let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && it.i.op1_kind() == OpKind::Register;
     let same =
-        |o: u32| i.op_kind(o) == OpKind::Register && i.op_register(o).full_register() == r.full_register();
+        |o: u32| i.op_kind(o) == OpKind::Register && it.i.op_register(o).full_register() == r.full_register();
     let alone = (0..i.op_count()).filter(|o| same(*o)).count() == 1;
-    rm && alone && (!written || r.size() == 8)
+    let whole = r.size() == 8 && i.memory_size().size() == 8;
+    rm && alone && !bit_string && host::agrees_in_memory(it.i.code()) && (!written || whole)
 }
 
 /// Replaces operand `n` by guest register `guest` in the frame.

@@ -11,7 +11,7 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 const EXEC: i8 = std::mem::offset_of!(Entry, exec) as i8;
 
 /// An entry.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct JumpEntry {
     pub rip: u64,
@@ -35,8 +35,9 @@ pub const TOKEN: i8 = std::mem::offset_of!(JumpEntry, token) as i8;
 pub const SLOT: i8 = std::mem::offset_of!(JumpEntry, slot) as i8;
 pub const CODE: i8 = std::mem::offset_of!(JumpEntry, code) as i8;
 
-/// RIP of an empty entry: not canonical, so no jump can look for it.
-const NOWHERE: u64 = 1 << 63;
+/// An empty entry. A guest may try to jump to any address, canonical or not: it is the token that no fetch entry holds,
+/// neither an empty one (0) nor a filled one, which has bit 27 set.
+const EMPTY: JumpEntry = JumpEntry { rip: 1 << 63, token: 1, slot: 0, code: 0 };
 
 /// Emits a lookup of RAX, a guest RIP; to `miss` if it is not there. Leaves the entry's address in R15; RFLAGS and RAX
 /// are lost.
@@ -58,8 +59,7 @@ pub struct JumpCache {
 
 impl Default for JumpCache {
     fn default() -> Self {
-        let empty = JumpEntry { rip: NOWHERE, ..JumpEntry::default() };
-        Self { entries: vec![empty; 1 << BITS].into_boxed_slice() }
+        Self { entries: vec![EMPTY; 1 << BITS].into_boxed_slice() }
     }
 }
 
@@ -78,12 +78,30 @@ impl JumpCache {
     pub fn remove(&mut self, rip: u64, code: u64) {
         let e = &mut self.entries[Self::slot(rip)];
         if e.rip == rip && e.code == code {
-            e.rip = NOWHERE;
+            *e = EMPTY;
         }
     }
 
     /// Address of the first entry.
     pub fn address(&self) -> u64 {
         self.entries.as_ptr() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mmu::tlb::token;
+
+    #[test]
+    fn test_an_empty_entry_matches_no_fetch_entry() {
+        let mut c = JumpCache::default();
+        let full = JumpEntry { rip: 0x1234, token: token(0x1000, 0), slot: 32, code: 77 };
+        c.insert(full);
+        c.remove(full.rip, full.code);
+        for e in c.entries.iter() {
+            assert_ne!(e.token, 0, "what an empty fetch entry holds");
+            assert_eq!(e.token & token(0, 0), 0, "a bit that every token has");
+        }
     }
 }

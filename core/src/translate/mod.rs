@@ -4,13 +4,14 @@
 //! `mode` which code is translated | `unit` a block decoded and analysed | `emit` the order of a block's host code, guest
 //! flags, budget, ways out | `window` memory operands | `identical` re-encoding, `stack` and `special` own sequences |
 //! `recipe` flags recomputed when somebody looks | `site` what happens where translated code calls out | `cache` blocks,
-//! links, eviction | `jump_cache` indirect jumps.
+//! links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined.
 
 // `dynasm!` converts register numbers; sites are boxed because generated code holds their addresses.
 #![allow(clippy::useless_conversion, clippy::vec_box)]
 
 pub mod cache;
 pub mod emit;
+mod host;
 mod identical;
 pub mod jump_cache;
 pub mod mode;

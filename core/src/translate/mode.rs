@@ -21,7 +21,8 @@ impl ModeKey {
             return Some(Self(LONG));
         }
         let cs = &cpu.seg[Seg::Cs as usize];
-        if cpu.mode.bits != 32 || cs.lin_base != 0 || cs.limit != u32::MAX {
+        // In real-address mode VEX encodings are undefined.
+        if cpu.mode.bits != 32 || !cpu.mode.protected || cs.lin_base != 0 || cs.limit != u32::MAX {
             return None;
         }
         let both = Segment::FAST_READ | Segment::FAST_WRITE;

@@ -7,9 +7,9 @@ use super::unit::Key;
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
-use crate::jit::frame::Frame;
+use crate::jit::frame::{Frame, sse_native};
+use crate::vcpu::Shadow;
 use crate::vcpu::flags::bit::{self, ARITH};
-use crate::vcpu::{Shadow, cr0, cr4};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -29,8 +29,6 @@ pub enum What {
     Finish { count: u32 },
     /// The budget is used up.
     Budget,
-    /// SSE registers are loaded into the host's; if SSE cannot be used natively now, `rest` instructions are interpreted.
-    Sse { rest: u32 },
 }
 
 /// A place in a block that calls out.
@@ -81,9 +79,6 @@ pub const fn saved(flags: u64) -> u64 {
     flags & ARITH | 0x202
 }
 
-/// MXCSR with every exception masked, or not.
-const MASKS: u32 = 0x1f80;
-
 /// Does what a site asks for.
 pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     let flags = match site.flags {
@@ -98,24 +93,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
         What::Budget => Outcome::Leave,
         What::Execute { count } => execute(frame, ctx, site, count, true),
         What::Finish { count } => execute(frame, ctx, site, count, false),
-        What::Sse { rest } => {
-            if !sse_native(ctx) {
-                return execute(frame, ctx, site, rest, false);
-            }
-            frame.sse = 1;
-            frame.mxcsr = ctx.cpu.fpu.mxcsr;
-            frame.flags = saved(ctx.cpu.flags.0);
-            frame.resume = site.resume;
-            Outcome::Resume
-        }
     }
-}
-
-/// May SSE instructions run on the host, with the guest's MXCSR?
-fn sse_native(ctx: &Ctx<'_>) -> bool {
-    ctx.cpu.cr0 & (cr0::EM | cr0::TS) == 0
-        && ctx.cpu.cr4 & cr4::OSFXSR != 0
-        && ctx.cpu.fpu.mxcsr & MASKS == MASKS
 }
 
 /// Interprets `count` instructions. `resume`: the block goes on behind them.
@@ -153,15 +131,17 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     {
         return Outcome::Leave;
     }
-    if frame.sse != 0 && !sse_native(ctx) {
+    if frame.sse != 0 && !sse_native(ctx.cpu) {
         frame.sse = 0;
         return Outcome::Leave;
     }
     frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
     if resume {
-        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases.
+        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
+        // and MXCSR.
         frame.refresh_bases(ctx.cpu);
+        frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
         return if astray { Outcome::Leave } else { Outcome::Resume };
     }

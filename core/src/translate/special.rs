@@ -4,6 +4,7 @@
 use super::emit::{Emitter, Unsupported, host};
 use super::identical::{like, redirect};
 use super::unit::Item;
+use crate::isa::sse::native::mxcsr;
 use crate::vcpu::{ZERO, gpr::RAX};
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -234,4 +235,27 @@ pub fn cmpxchg(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     dynasm!(e.a ; .arch x64 ; mov Rq(ACC), rax);
     e.flags_written(None);
     Ok(())
+}
+
+/// PCMPESTRI and PCMPESTRM: one length is in RAX.
+pub fn pcmpestr(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    let place = it.mem.as_ref().map(|m| e.access(m)).transpose()?;
+    dynasm!(e.a ; .arch x64 ; mov rax, Rq(ACC));
+    e.identical_at(it, place)
+}
+
+/// LDMXCSR. A value that is not allowed, or unmasks an exception, is left to the interpreter.
+pub fn ldmxcsr(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    const INVALID: i32 = !(mxcsr::VALID as i32);
+    const MASKS: i32 = mxcsr::MASKS as i32;
+    e.before_clobber();
+    e.check_budget_here();
+    let place = e.access(&it.mem.ok_or(Unsupported)?)?;
+    // The slow path does not keep R15.
+    e.lose_r15();
+    let miss = e.slow_label(e.k);
+    let load = Instruction::with2(Code::Mov_r32_rm32, Register::EAX, place.operand());
+    e.encode(&load.map_err(|_| Unsupported)?)?;
+    dynasm!(e.a ; .arch x64 ; and eax, INVALID | MASKS ; cmp eax, MASKS ; jne =>miss);
+    e.identical_at(it, Some(place))
 }

@@ -1,6 +1,7 @@
 //! What a block is translated from: its instructions, decoded and analysed. Owns the facts about each instruction the
 //! emitter decides by: flags read and written, registers written, the memory operand.
 
+use super::host;
 use super::mode::ModeKey;
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
@@ -9,8 +10,8 @@ use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::gpr::{RBP, RSP};
 use crate::vcpu::{Seg, ZERO};
 use iced_x86::{
-    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
-    RflagsBits,
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as K,
+    OpKind, Register, RflagsBits,
 };
 
 /// The six arithmetic flags, as iced-x86 numbers them.
@@ -38,7 +39,7 @@ pub struct MemRef {
     /// Bytes accessed.
     pub size: u16,
     pub write: bool,
-    /// The address must be a multiple of the size.
+    /// The linear address must be a multiple of 16.
     pub aligned: bool,
 }
 
@@ -76,8 +77,10 @@ pub struct Item {
     pub gpr_read: u16,
     /// The memory access generated code makes for it.
     pub mem: Option<MemRef>,
-    /// Uses SSE registers.
+    /// Uses SSE registers or MXCSR.
     pub sse: bool,
+    /// The guest's SSE state is loaded before it (see [`Unit::place_sse`]).
+    pub enters_sse: bool,
     /// May fault without an access to memory.
     pub faults: bool,
 }
@@ -96,6 +99,7 @@ impl Item {
         (self.gpr_written, self.gpr_read) = (u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
+        self.faults = false;
     }
 
     /// Is it executed by a call?
@@ -105,7 +109,7 @@ impl Item {
 
     /// May it be left in the middle of the block? Then its flags can be seen.
     pub fn is_site(&self) -> bool {
-        self.mem.is_some() || self.is_call() || self.sse || self.faults
+        self.mem.is_some() || self.is_call() || self.enters_sse || self.faults
     }
 
     /// What it adds to register `r`, if that is all it does to it.
@@ -157,9 +161,24 @@ pub struct Unit {
     pub second: Option<Gpa>,
 }
 
+impl Unit {
+    /// Decides where the guest's SSE state is loaded into the host's registers: where the block can be left anyway, before
+    /// the first instruction that uses it but after whatever is called or branches before that. If SSE cannot be used the rest of the
+    /// block is interpreted from there, so it does no harm that this may be early.
+    pub fn place_sse(&mut self) {
+        self.items.iter_mut().for_each(|it| it.enters_sse = false);
+        let Some(first) = self.items.iter().position(|it| it.sse) else { return };
+        let leaves = |it: &Item| it.is_call() || it.i.is_jcc_short_or_near();
+        let from = self.items[..first].iter().rposition(leaves).map_or(0, |k| k + 1);
+        let at = (from..first).find(|k| self.items[*k].is_site()).unwrap_or(first);
+        self.items[at].enters_sse = true;
+    }
+}
+
 /// Decodes and analyses instructions; one a machine.
 pub struct Analyser {
     model: CpuModel,
+    undefined: bool,
     factory: InstructionInfoFactory,
 }
 
@@ -170,8 +189,9 @@ impl std::fmt::Debug for Analyser {
 }
 
 impl Analyser {
-    pub fn new(model: CpuModel) -> Self {
-        Self { model, factory: InstructionInfoFactory::new() }
+    /// `undefined`: see [`crate::engine::JitOptions::host_undefined`].
+    pub fn new(model: CpuModel, undefined: bool) -> Self {
+        Self { model, undefined, factory: InstructionInfoFactory::new() }
     }
 
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
@@ -233,9 +253,12 @@ impl Analyser {
             gpr_read: u16::MAX,
             mem: None,
             sse: false,
+            enters_sse: false,
             faults: false,
         };
-        if it.is_call() {
+        let code = i.code();
+        let as_host = host::agrees(code, self.model) && (self.undefined || !host::is_undefined(code));
+        if it.is_call() || !as_host {
             it.make_call();
             return it;
         }
@@ -247,7 +270,7 @@ impl Analyser {
             (it.reads, it.writes, it.full, it.faults) = (0, 0, false, true);
         }
         self.registers(&mut it);
-        it.sse = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_xmm());
+        it.sse = uses_sse(&i);
         match memory(&it, mode) {
             Ok(m) => it.mem = m,
             Err(Untranslatable) => it.make_call(),
@@ -274,6 +297,14 @@ impl Analyser {
             }
         }
     }
+}
+
+/// Does it use an XMM register, or MXCSR, as the conversions of a memory operand to a general register do?
+fn uses_sse(i: &Instruction) -> bool {
+    let op = i.op_code();
+    let xmm = |k| matches!(k, K::xmm_reg | K::xmm_or_mem | K::xmm_rm);
+    matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr)
+        || (0..op.op_count()).any(|n| xmm(op.op_kind(n)))
 }
 
 /// Shifts by CL write no flag if the count is zero.
@@ -335,9 +366,13 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
 fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
-        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp | Mnemonic::Push => {
-            false
-        }
+        Mnemonic::Cmp
+        | Mnemonic::Test
+        | Mnemonic::Bt
+        | Mnemonic::Call
+        | Mnemonic::Jmp
+        | Mnemonic::Push
+        | Mnemonic::Ldmxcsr => false,
         _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
     };
     let read_only =
@@ -350,6 +385,6 @@ fn operand(it: &Item) -> MemRef {
         disp: insn.disp as i64,
         size: it.i.memory_size().size() as u16,
         write: write && !read_only,
-        aligned: false,
+        aligned: it.attrs & isa::ALIGNED != 0,
     }
 }

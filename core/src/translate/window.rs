@@ -69,7 +69,59 @@ struct Check {
     low: i64,
     size: i64,
     write: bool,
+    /// `low` must be a multiple of 16.
     aligned: bool,
+}
+
+/// Instructions that share a lookup.
+#[derive(Clone, Copy)]
+struct Span {
+    /// The last of them, and how many make an access.
+    until: usize,
+    count: u32,
+    /// Displacements covered.
+    low: i64,
+    high: i64,
+    write: bool,
+    /// A displacement that must be aligned, and all that must be differ from it by a multiple of 16.
+    aligned: Option<i64>,
+}
+
+impl Span {
+    fn of(m: &MemRef, k: usize) -> Self {
+        Self {
+            until: k,
+            count: 0,
+            low: m.disp,
+            high: m.disp.wrapping_add(i64::from(m.size)),
+            write: m.write,
+            aligned: m.aligned.then_some(m.disp),
+        }
+    }
+
+    /// With access `o` of instruction `n`, whose base has moved by `moved`, too.
+    fn with(self, o: &MemRef, n: usize, moved: i64) -> Option<Self> {
+        let at = o.disp.wrapping_add(moved);
+        let aligned = self.aligned.or(o.aligned.then_some(at));
+        let clash = o.aligned && aligned.is_some_and(|a| at.wrapping_sub(a) & 15 != 0);
+        let s = Self {
+            until: n,
+            count: self.count + 1,
+            low: self.low.min(at),
+            high: self.high.max(at.wrapping_add(i64::from(o.size))),
+            write: self.write || o.write,
+            aligned,
+        };
+        (!clash && (0..=SPAN).contains(&s.high.wrapping_sub(s.low))).then_some(s)
+    }
+
+    /// If something in it must be aligned, the beginning is moved down to where it must be, too, which is in the same
+    /// page.
+    fn check(&self) -> Check {
+        let low = self.low.wrapping_sub(self.aligned.map_or(0, |a| self.low.wrapping_sub(a) & 15));
+        let size = self.high.wrapping_sub(low);
+        Check { low, size, write: self.write, aligned: self.aligned.is_some() }
+    }
 }
 
 impl Emitter<'_> {
@@ -87,12 +139,14 @@ impl Emitter<'_> {
         self.before_clobber();
         self.check_budget_here();
         self.lose_r15();
-        let (until, low, high, write, count) = self.span(m);
-        if count < 2 {
+        let span = self.span(m);
+        if span.count < 2 {
             return self.access_once(m);
         }
-        let miss = self.slow_label(until);
-        self.check(m, &Check { low, size: high - low, write, aligned: false }, miss)?;
+        let miss = self.slow_label(span.until);
+        let c = span.check();
+        self.check(m, &c, miss)?;
+        let (low, until) = (c.low, span.until);
         self.windows.push(Window { of: *m, low, moved: 0, until, in_r15: true, slot: None });
         Ok(Place { disp: m.disp - low })
     }
@@ -137,9 +191,9 @@ impl Emitter<'_> {
     /// [`Emitter::access`] outside any window, budget checked and flags saved already.
     pub(super) fn access_once(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
         let miss = self.slow_label(self.k);
-        let c = Check { low: m.disp, size: m.size.into(), write: m.write, aligned: m.aligned };
+        let c = Span::of(m, self.k).check();
         self.check(m, &c, miss)?;
-        Ok(Place { disp: 0 })
+        Ok(Place { disp: m.disp.wrapping_sub(c.low) })
     }
 
     /// Follows what instruction `it` added to the base of an open window: called after it.
@@ -153,31 +207,27 @@ impl Emitter<'_> {
         }
     }
 
-    /// The instructions whose accesses can share a lookup with `m`, from the current one on: the last, the range of
-    /// displacements, whether any writes, and how many.
+    /// The instructions whose accesses can share a lookup with `m`, from the current one on.
     ///
     /// A miss interprets all of them and comes back behind the last, where no window opened on the way may be open.
-    fn span(&self, m: &MemRef) -> (usize, i64, i64, bool, u32) {
-        let size = i64::from(m.size);
-        let mut best = (self.k, m.disp, m.disp + size, m.write, 1);
-        if !self.options.windows || m.aligned {
+    fn span(&self, m: &MemRef) -> Span {
+        let mut best = Span::of(m, self.k);
+        if !self.options.windows {
             return best;
         }
         let last = self.windows.iter().map(|w| w.until).fold(self.k + REACH, usize::min);
-        let (mut moved, mut low, mut high, mut write, mut count) = (0i64, m.disp, m.disp + size, m.write, 0);
+        let constant = self.is_constant(m);
+        let mut moved = 0i64;
         for (n, it) in self.items().iter().enumerate().take(last + 1).skip(self.k) {
-            if it.sse && !self.sse {
+            if n > self.k && it.enters_sse {
                 break;
             }
             if let Some(o) = it.mem.as_ref().filter(|o| o.same_base(m)) {
-                low = low.min(o.disp + moved);
-                high = high.max(o.disp + moved + i64::from(o.size));
-                if high - low > SPAN || o.aligned {
-                    break;
+                let misaligned = constant && o.aligned && o.disp & 15 != 0;
+                match best.with(o, n, moved).filter(|_| !misaligned) {
+                    Some(s) => best = s,
+                    None => break,
                 }
-                write |= o.write;
-                count += 1;
-                best = (n, low, high, write, count);
             }
             if it.gpr_written & m.registers() != 0 {
                 match it.adds(m.base) {
@@ -275,14 +325,16 @@ impl Emitter<'_> {
     /// The lookup: R15 becomes the host address of displacement `c.low`. RAX and RFLAGS are lost.
     fn check(&mut self, m: &MemRef, c: &Check, miss: DynamicLabel) -> Result<(), Unsupported> {
         let tag = if c.write { WRITE } else { READ };
-        if m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg) && !c.aligned {
+        if self.is_constant(m) {
+            if c.aligned && c.low & 15 != 0 {
+                return Err(Unsupported);
+            }
             self.check_constant(c, tag, miss);
             return Ok(());
         }
         self.linear(m, c.low)?;
         if c.aligned {
-            let mask = c.size as i8 - 1;
-            dynasm!(self.a ; .arch x64 ; test r15b, mask ; jne =>miss);
+            dynasm!(self.a ; .arch x64 ; test r15b, 15 ; jne =>miss);
         }
         let room = 4096 - c.size as i32;
         if self.bmi2 {
@@ -300,6 +352,11 @@ impl Emitter<'_> {
             ; add r15, [BYTE rax + HOST_PAGE]
         );
         Ok(())
+    }
+
+    /// Is the linear address known now?
+    fn is_constant(&self, m: &MemRef) -> bool {
+        m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg)
     }
 
     /// The lookup of an address known now.

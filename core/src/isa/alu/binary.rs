@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
 use crate::isa::traits::{Width, rows};
-use crate::isa::{Row, locked, row, same};
+use crate::isa::{Row, locked, same};
 use crate::vcpu::flags::bit::{ARITH, CF, OF};
 use iced_x86::Code;
 
@@ -143,8 +143,8 @@ pub const ROWS: &[Row] = rows! {
     same rm_imm<Test> 4: Test_AL_imm8 Test_AX_imm16 Test_EAX_imm32 Test_RAX_imm32;
     same rm_imm<Test> 4: Test_rm8_imm8 Test_rm16_imm16 Test_rm32_imm32 Test_rm64_imm32;
     same rm_imm<Test> 4: Test_rm8_imm8_F6r1 Test_rm16_imm16_F7r1 Test_rm32_imm32_F7r1 Test_rm64_imm32_F7r1;
-    row add_with<CARRY> u32: Adcx_r32_rm32;
-    row add_with<CARRY> u64: Adcx_r64_rm64;
-    row add_with<OVERFLOW> u32: Adox_r32_rm32;
-    row add_with<OVERFLOW> u64: Adox_r64_rm64;
+    same add_with<CARRY> u32: Adcx_r32_rm32;
+    same add_with<CARRY> u64: Adcx_r64_rm64;
+    same add_with<OVERFLOW> u32: Adox_r32_rm32;
+    same add_with<OVERFLOW> u64: Adox_r64_rm64;
 };

@@ -107,8 +107,8 @@ pub const ROWS: &[Row] = rows! {
     same rm_imm<> 4: Mov_r8_imm8 Mov_r16_imm16 Mov_r32_imm32 Mov_r64_imm64;
     same reg_rm<> 4: Mov_AL_moffs8 Mov_AX_moffs16 Mov_EAX_moffs32 Mov_RAX_moffs64;
     same rm_reg<> 4: Mov_moffs8_AL Mov_moffs16_AX Mov_moffs32_EAX Mov_moffs64_RAX;
-    row rm_reg<> u32: Movnti_m32_r32;
-    row rm_reg<> u64: Movnti_m64_r64;
+    same rm_reg<> u32: Movnti_m32_r32;
+    same rm_reg<> u64: Movnti_m64_r64;
     same movzx<u8> 3: Movzx_r16_rm8 Movzx_r32_rm8 Movzx_r64_rm8;
     same movzx<u16> 3: Movzx_r16_rm16 Movzx_r32_rm16 Movzx_r64_rm16;
     same movsx<u8> 3: Movsx_r16_rm8 Movsx_r32_rm8 Movsx_r64_rm8;
@@ -118,8 +118,8 @@ pub const ROWS: &[Row] = rows! {
     same movsx<u32> u64: Movsxd_r64_rm32;
     leas lea<> 3: Lea_r16_m Lea_r32_m Lea_r64_m;
     row xlat: Xlat_m8;
-    row movbe_load<> 3: Movbe_r16_m16 Movbe_r32_m32 Movbe_r64_m64;
-    row movbe_store<> 3: Movbe_m16_r16 Movbe_m32_r32 Movbe_m64_r64;
+    same movbe_load<> 3: Movbe_r16_m16 Movbe_r32_m32 Movbe_r64_m64;
+    same movbe_store<> 3: Movbe_m16_r16 Movbe_m32_r32 Movbe_m64_r64;
     row bswap<> u16: Bswap_r16;
     same bswap<> u32: Bswap_r32;
     same bswap<> u64: Bswap_r64;

@@ -4,7 +4,8 @@ use super::native::mxcsr;
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
+use crate::translate::special;
 use iced_x86::Code as C;
 
 fn ldmxcsr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
@@ -23,4 +24,5 @@ fn stmxcsr(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     ctx.store_operand(i, v)
 }
 
-pub const ROWS: &[Row] = &[row(C::Ldmxcsr_m32, ldmxcsr), row(C::Stmxcsr_m32, stmxcsr)];
+pub const ROWS: &[Row] =
+    &[row(C::Ldmxcsr_m32, ldmxcsr).emit(special::ldmxcsr), same(C::Stmxcsr_m32, stmxcsr)];

@@ -3,9 +3,10 @@
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
 use crate::jit::entry::{Uses, simd_imm};
 use crate::jit::thunk::Operands;
+use crate::translate::special;
 use crate::vcpu::{flags::bit, gpr};
 use iced_x86::Code as C;
 
@@ -40,10 +41,10 @@ fn to_mask(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 pub const ROWS: &[Row] = &[
-    row(C::Pcmpestrm_xmm_xmmm128_imm8, to_mask),
-    row(C::Pcmpestrm64_xmm_xmmm128_imm8, to_mask),
-    row(C::Pcmpestri_xmm_xmmm128_imm8, to_index),
-    row(C::Pcmpestri64_xmm_xmmm128_imm8, to_index),
-    row(C::Pcmpistrm_xmm_xmmm128_imm8, to_mask),
-    row(C::Pcmpistri_xmm_xmmm128_imm8, to_index),
+    row(C::Pcmpestrm_xmm_xmmm128_imm8, to_mask).emit(special::pcmpestr),
+    row(C::Pcmpestrm64_xmm_xmmm128_imm8, to_mask).emit(special::pcmpestr),
+    row(C::Pcmpestri_xmm_xmmm128_imm8, to_index).emit(special::pcmpestr),
+    row(C::Pcmpestri64_xmm_xmmm128_imm8, to_index).emit(special::pcmpestr),
+    same(C::Pcmpistrm_xmm_xmmm128_imm8, to_mask),
+    same(C::Pcmpistri_xmm_xmmm128_imm8, to_index),
 ];
