@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::run::Run;
+use super::x87_image::{Image, Notes, at};
 use crate::vcpu::{Seg, Vcpu};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
@@ -41,6 +42,13 @@ pub struct Frame {
     /// MXCSR of the guest (while `sse`), and of Rust code.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
+    /// Where the guest's x87 state is: see [`super::x87_image::At`].
+    pub x87: u32,
+    /// Pointers to the last x87 instruction and its memory operand, as far as translated code noted them and nobody has
+    /// fetched them: see [`super::x87_image::Notes`].
+    pub notes: Notes,
+    /// The x87 state as FNSAVE leaves it and FRSTOR takes it.
+    pub x87_image: Image,
     /// The host's stack pointer to return to.
     pub host_rsp: u64,
     /// The helper slow paths call.
@@ -57,8 +65,8 @@ pub struct Frame {
 }
 
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $name:ident = $field:ident;)*) => {
-        $($(#[$doc])* pub const $name: i32 = std::mem::offset_of!(Frame, $field) as i32;)*
+    ($($(#[$doc:meta])* $name:ident = $field:ident $(. $inner:ident)?;)*) => {
+        $($(#[$doc])* pub const $name: i32 = std::mem::offset_of!(Frame, $field $(. $inner)?) as i32;)*
     };
 }
 offsets! {
@@ -77,6 +85,11 @@ offsets! {
     SSE = sse;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
+    X87 = x87;
+    X87_FIP = notes.fip;
+    X87_FDP = notes.fdp;
+    X87_SEG = notes.seg;
+    X87_IMAGE = x87_image;
     HOST_RSP = host_rsp;
     HELPER = helper;
 }
@@ -143,6 +156,23 @@ impl Frame {
         for (n, b) in self.seg_base.iter_mut().enumerate() {
             *b = cpu.seg[n].lin_base;
         }
+    }
+
+    /// Moves the x87 state and what was noted of it into the vCPU; true if the state was not there. A helper may do this
+    /// only at a site whose stub has saved the host's registers.
+    pub fn take_x87(&mut self, cpu: &mut Vcpu) -> bool {
+        self.notes.take(cpu);
+        let away = std::mem::replace(&mut self.x87, at::VCPU) != at::VCPU;
+        if away {
+            self.x87_image.get(&mut cpu.fpu);
+        }
+        away
+    }
+
+    /// The reverse: the stub loads the host's registers.
+    pub fn give_x87(&mut self, cpu: &Vcpu) {
+        self.x87_image.set(&cpu.fpu);
+        self.x87 = at::IMAGE;
     }
 
     /// Base of a segment as added to addresses.

@@ -10,6 +10,7 @@ pub mod run;
 pub mod stubs;
 pub mod thunk;
 pub mod x87;
+pub mod x87_image;
 
 use crate::vcpu::cpuid::CpuModel;
 

@@ -41,6 +41,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
     frame.helper = helper as *const () as u64;
     frame.host_mxcsr = super::thunk::HOST_MXCSR;
+    frame.notes.clear();
     frame.run = &raw mut run;
     let frame = stack.frame();
     // SAFETY: `stubs.enter` is the address of code `stubs::assemble` made for this signature and `code` that of an entry
@@ -56,6 +57,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     if std::mem::take(&mut frame.sse) != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
+    frame.take_x87(ctx.cpu);
     if let Some(p) = run.panic.take() {
         resume_unwind(p);
     }

@@ -8,8 +8,10 @@
 #![allow(clippy::useless_conversion)]
 
 use super::frame::{
-    FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET, XMM,
+    FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET, X87,
+    X87_IMAGE, XMM,
 };
+use super::x87_image::at;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 
@@ -28,6 +30,8 @@ pub struct Stubs {
     pub leave: u64,
     /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
     pub slow: u64,
+    /// The same, at a site where the x87 state may be looked at: it is saved before.
+    pub slow_x87: u64,
 }
 
 type Asm = VecAssembler<X64Relocation>;
@@ -35,8 +39,8 @@ type Asm = VecAssembler<X64Relocation>;
 /// Assembles the stubs for address `base`: the code, and where each is in it.
 pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     let mut a: Asm = VecAssembler::new(base as usize);
-    let at = |a: &Asm| base + a.offset().0 as u64;
-    let enter = at(&a);
+    let here = |a: &Asm| base + a.offset().0 as u64;
+    let enter = here(&a);
     dynasm!(a ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + HOST_RSP], rsp
@@ -46,7 +50,7 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [rsp + TARGET]);
 
-    let leave = at(&a);
+    let leave = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
     store_registers(&mut a);
     dynasm!(a ; .arch x64
@@ -56,12 +60,24 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         ; plain:
         ; xor eax, eax
         ; out:
+        ; cmp BYTE [rsp + X87], at::HOST as i8
+        ; jne >elsewhere
+        ; fnsave [rsp + X87_IMAGE]
+        ; elsewhere:
         ; mov rsp, [rsp + HOST_RSP]
         ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret
     );
 
-    let slow = at(&a);
+    let slow_x87 = here(&a);
+    dynasm!(a ; .arch x64
+        ; cmp BYTE [rsp + X87], at::HOST as i8
+        ; jne >elsewhere
+        ; fnsave [rsp + X87_IMAGE]
+        ; mov DWORD [rsp + X87], at::IMAGE as i32
+        ; elsewhere:
+    );
+    let slow = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
     store_registers(&mut a);
     dynasm!(a ; .arch x64
@@ -78,6 +94,11 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         ; je >plain
         ; call ->load_sse
         ; plain:
+        ; cmp BYTE [rsp + X87], at::IMAGE as i8
+        ; jne >elsewhere
+        ; frstor [rsp + X87_IMAGE]
+        ; mov DWORD [rsp + X87], at::HOST as i32
+        ; elsewhere:
     );
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [rsp + RESUME]);
@@ -100,7 +121,7 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         dynasm!(a ; .arch x64 ; movups Rx(n), [rax + i32::from(n) * 16]);
     }
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
-    Ok((a.finalize()?, Stubs { enter, leave, slow }))
+    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87 }))
 }
 
 /// The vCPU's registers and the frame's flags into their places.

@@ -5,6 +5,7 @@ use super::recipe::Recipe;
 use super::site::{FlagsAt, Site, What};
 use super::unit::{Item, Unit};
 use super::window::Window;
+use super::x87::{Note, X87At};
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
@@ -80,7 +81,7 @@ pub struct Code {
 }
 
 /// A piece of code off the straight path.
-enum Cold {
+pub(super) enum Cold {
     Slow { from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)> },
     Exit { from: DynamicLabel, slot: usize },
 }
@@ -110,9 +111,13 @@ pub struct Emitter<'a> {
     pub(super) window: Option<Window>,
     /// The SSE state is known to be in host registers.
     pub(super) sse: bool,
-    sites: Vec<Box<Site>>,
+    /// The x87 state is known to be in host registers.
+    pub(super) x87: bool,
+    /// What has not been noted yet of the x87 instructions so far.
+    pub(super) note: Note,
+    pub(super) sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
-    cold: Vec<Cold>,
+    pub(super) cold: Vec<Cold>,
     pending: Vec<Pending>,
     pub(super) encoder: Encoder,
     /// First link-slot number of the block.
@@ -167,6 +172,8 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
         budgeted: false,
         window: None,
         sse: false,
+        x87: false,
+        note: Note::default(),
         sites: Vec::new(),
         slots: Vec::new(),
         cold: Vec::new(),
@@ -189,6 +196,7 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
     if unit.items.last().is_none_or(|it| !it.end) {
         e.k = unit.items.len();
         e.check_budget_last();
+        e.flush_all_notes().map_err(|Unsupported| Stop::Unsupported(e.k - 1))?;
         let next = e.end_rip();
         e.jump_to(next);
     }
@@ -344,6 +352,7 @@ impl Emitter<'_> {
     }
 
     fn item(&mut self, it: &Item, became: &mut Became) -> Result<(), Unsupported> {
+        self.flush_notes(it)?;
         if self.k == self.budget_at && !it.is_site() {
             self.check_budget();
         }
@@ -364,6 +373,7 @@ impl Emitter<'_> {
         if !it.is_call() && it.writes == 0 {
             self.registers_written(it.gpr_written);
         }
+        self.move_notes(it);
         if self.window.as_ref().is_some_and(|w| w.until <= self.k) {
             self.window = None;
         }
@@ -377,6 +387,7 @@ impl Emitter<'_> {
         self.check_budget_here();
         let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
+        self.call_x87(it, site);
         self.go_slow(site, !it.end);
         self.flags = FlagState { host: false, saved: true, recipe: None };
     }
@@ -392,7 +403,10 @@ impl Emitter<'_> {
     /// Straight-line way to a slow path and back to the next instruction.
     fn go_slow(&mut self, site: usize, resume: bool) {
         let address = std::ptr::from_ref(&*self.sites[site]) as i64;
-        let slow = self.stubs.slow as usize;
+        let slow = match self.sites[site].x87 {
+            X87At::Stays => self.stubs.slow,
+            _ => self.stubs.slow_x87,
+        } as usize;
         if resume {
             let back = self.a.new_dynamic_label();
             dynasm!(self.a ; .arch x64
@@ -408,7 +422,7 @@ impl Emitter<'_> {
     }
 
     /// A site before the current instruction.
-    fn site(&mut self, what: What) -> usize {
+    pub(super) fn site(&mut self, what: What) -> usize {
         let k = self.k;
         let rip = self.items().get(k).map_or_else(|| self.end_rip(), |it| it.rip);
         let flags = match self.flags {
@@ -424,6 +438,8 @@ impl Emitter<'_> {
             rip,
             delta: k as i64 - done,
             flags,
+            note: self.note,
+            x87: self.x87_at(what),
         }));
         self.sites.len() - 1
     }

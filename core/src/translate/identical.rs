@@ -5,6 +5,7 @@ use super::emit::{Emitter, Unsupported, host};
 use super::recipe::{Operand, Producer, Recipe};
 use super::unit::Item;
 use super::window::{Place, gpr64};
+use super::x87::Use;
 use crate::vcpu::gpr::RAX;
 use dynasmrt::DynasmApi;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -30,6 +31,9 @@ impl Emitter<'_> {
     pub(super) fn identical(&mut self, it: &Item) -> Result<(), Unsupported> {
         if it.sse {
             self.enter_sse();
+        }
+        if it.x87 != Use::No {
+            self.enter_x87()?;
         }
         let place = it.mem.as_ref().map(|m| self.access(m)).transpose()?;
         self.identical_at(it, place)
@@ -59,6 +63,7 @@ impl Emitter<'_> {
         if it.writes != 0 {
             self.flags_written(recipe(it));
         }
+        self.note_x87(it);
         self.move_window(it);
         Ok(())
     }
@@ -88,7 +93,7 @@ impl Emitter<'_> {
             }
             let r = i.op_register(n);
             if !r.is_gpr() {
-                if r.is_xmm() {
+                if r.is_xmm() || r.is_mm() || r.is_st() {
                     continue;
                 }
                 return Err(Unsupported);

@@ -3,10 +3,12 @@
 
 use super::mode::ModeKey;
 use super::recipe::Recipe;
+use super::x87::{self, Note, X87At};
 use crate::ctx::Ctx;
 use crate::exception::Exception;
 use crate::isa::insn::Insn;
 use crate::jit::frame::Frame;
+use crate::jit::x87_image::{at, native};
 use crate::vcpu::flags::bit::ARITH;
 use crate::vcpu::{cr0, cr4};
 use std::sync::Arc;
@@ -27,6 +29,9 @@ pub enum What {
     Finish { count: u32 },
     /// The budget is used up.
     Budget,
+    /// The x87 state is loaded into the host's registers; if it cannot be used natively now, `rest` instructions are
+    /// interpreted.
+    X87 { rest: u32 },
     /// SSE registers are loaded into the host's; if SSE cannot be used natively now, `rest` instructions are interpreted.
     Sse { rest: u32 },
 }
@@ -43,6 +48,9 @@ pub struct Site {
     /// icount there, less `Frame::base` - `Frame::budget`.
     pub delta: i64,
     pub flags: FlagsAt,
+    /// What translated code did not note of the x87 instructions before.
+    pub note: Note,
+    pub x87: X87At,
 }
 
 /// How generated code goes on.
@@ -71,10 +79,19 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     ctx.cpu.rip = site.rip;
     let icount = (frame.base as i64 - frame.budget + site.delta) as u64;
     ctx.sys.icount = icount;
+    x87::apply(frame, ctx, site);
     match site.what {
         What::Budget => Outcome::Leave,
         What::Execute { count } => execute(frame, ctx, site, count, true),
         What::Finish { count } => execute(frame, ctx, site, count, false),
+        What::X87 { rest } => {
+            if !native(ctx.cpu) {
+                return execute(frame, ctx, site, rest, false);
+            }
+            frame.give_x87(ctx.cpu);
+            frame.flags = saved(ctx.cpu.flags.0);
+            Outcome::Resume
+        }
         What::Sse { rest } => {
             if !sse_native(ctx) {
                 return execute(frame, ctx, site, rest, false);
@@ -100,6 +117,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     if frame.sse != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
+    let taken = site.x87 != X87At::Stays && frame.take_x87(ctx.cpu);
     let first = site.index as usize;
     let insns = site.insns.get(first..first + count as usize).unwrap_or_default();
     let mut left = false;
@@ -123,6 +141,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         frame.sse = 0;
         left = true;
     }
+    left |= (taken || frame.x87 != at::VCPU) && !native(ctx.cpu);
     let extra = (ctx.sys.icount - before) as i64 - i64::from(count);
     if left || !resume || ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit {
         return Outcome::Leave;
@@ -131,5 +150,8 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     frame.flags = saved(ctx.cpu.flags.0);
     let cpu = &*ctx.cpu;
     frame.refresh(cpu, &ctx.sys.mem.tlb);
+    if taken && site.x87 == X87At::Returns {
+        frame.give_x87(cpu);
+    }
     Outcome::Resume
 }

@@ -26,6 +26,7 @@ pub(super) fn keeps_window(it: &Item) -> bool {
         Mnemonic::Cdq | Mnemonic::Cqo | Mnemonic::Cwd | Mnemonic::Cdqe | Mnemonic::Cwde | Mnemonic::Cbw => {
             true
         }
+        Mnemonic::Fnstsw | Mnemonic::Wait => true,
         _ => false,
     }
 }

@@ -2,6 +2,7 @@
 //! emitter decides by: flags read and written, registers written, the memory operand.
 
 use super::mode::ModeKey;
+use super::x87::{self, Use};
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
 use crate::isa::{self, Translate};
@@ -77,6 +78,8 @@ pub struct Item {
     pub mem: Option<MemRef>,
     /// Uses SSE registers.
     pub sse: bool,
+    /// What it does with the x87 state.
+    pub x87: Use,
     /// May fault without an access to memory.
     pub faults: bool,
 }
@@ -102,9 +105,14 @@ impl Item {
         matches!(self.translate, Translate::Call)
     }
 
+    /// Does it run on the host's x87?
+    pub fn x87_native(&self) -> bool {
+        self.x87 != Use::No && !self.is_call()
+    }
+
     /// May it be left in the middle of the block? Then its flags can be seen.
     pub fn is_site(&self) -> bool {
-        self.mem.is_some() || self.is_call() || self.sse || self.faults
+        self.mem.is_some() || self.is_call() || self.sse || self.x87_native() || self.faults
     }
 
     /// What it adds to register `r`, if that is all it does to it.
@@ -223,6 +231,7 @@ impl Analyser {
             gpr_used: u16::MAX,
             mem: None,
             sse: false,
+            x87: x87::of(i.code()),
             faults: false,
         };
         if it.is_call() {
@@ -325,6 +334,7 @@ fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
         Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Call | Mnemonic::Jmp => false,
+        _ if it.x87 == Use::Notes || it.i.mnemonic() == Mnemonic::Fldcw => x87::stores(it.i.mnemonic()),
         _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
     };
     let read_only =

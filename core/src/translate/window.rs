@@ -121,7 +121,11 @@ impl Emitter<'_> {
         }
         let (mut moved, mut low, mut high, mut write, mut count) = (0i64, m.disp, m.disp + size, m.write, 0);
         for (n, it) in self.items().iter().enumerate().skip(self.k) {
-            if it.is_call() || it.sse && !self.sse || n > self.k && !keeps_window(it) {
+            if it.is_call()
+                || it.sse && !self.sse
+                || it.x87_native() && !self.x87
+                || n > self.k && !keeps_window(it)
+            {
                 break;
             }
             if let Some(o) = &it.mem {
@@ -151,7 +155,7 @@ impl Emitter<'_> {
     }
 
     /// The operand's address with displacement `disp` into RAX; RFLAGS are lost.
-    fn address(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
+    pub(super) fn address(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
         let parts = (m.base, m.index);
         let in_frame = |r: u8| r != ZERO && host(r).is_none();
         match parts {
