@@ -7,7 +7,7 @@ use crate::machine::board::{Board, BusCtx};
 use crate::mem::Memory;
 use crate::mmu::Mmu;
 use crate::output::OutputSink;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Activity, Vcpu, flags};
 
 /// Everything the vCPUs share.
 pub struct System {
@@ -53,6 +53,19 @@ impl System {
             output: &mut *self.output,
         };
         (&mut self.board, bus)
+    }
+}
+
+impl Ctx<'_> {
+    /// Makes the engine look around at the boundary after the current instruction if it has anything to do there: an
+    /// interrupt or NMI to deliver, a trap or shadow to mind.
+    #[inline]
+    pub fn attend(&mut self) {
+        let c = &self.cpu;
+        let interrupt = c.flags.has(flags::bit::IF) && self.sys.board.intr(c.index);
+        if interrupt || c.nmi_pending || c.needs_care() || c.activity != Activity::Running {
+            self.sys.end_block();
+        }
     }
 }
 

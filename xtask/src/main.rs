@@ -10,7 +10,8 @@ cargo xtask <task>
 
   ci              everything CI checks: format, lints, import rule, unsafe list, licences, build, all tests
   check           the fast part of ci: format, lints, import rule, unsafe list, licences
-  bench [ARGS]    interpreter speed and guest boots; `cargo xtask bench --help` lists what it measures
+  bench [ARGS]    a guest benchmark under retrovisor, QEMU's TCG and natively, and guest boots; `cargo xtask bench
+                  --help` lists what it measures
 ";
 
 fn main() -> ExitCode {
@@ -58,6 +59,7 @@ fn check() -> Result<()> {
 }
 
 fn bench(args: &[String]) -> Result<()> {
+    cargo("bench", &["build", "--release", "--quiet", "--package", "retrovisor"])?;
     let mut all =
         vec!["run", "--release", "--quiet", "--package", "retrovisor-tests", "--bin", "bench", "--"];
     all.extend(args.iter().map(String::as_str));

@@ -107,6 +107,7 @@ impl Vm {
         frame.epoch = self.sys.mem.tlb.epoch();
         frame.mode = mode.0;
         frame.jump_cache = jump_cache;
+        frame.roam = t.options.jump_cache && t.options.chain && !self.one_block;
         // In single-block steps the first block uses up the budget.
         frame.base = match self.one_block {
             true => at + u64::from(insns),

@@ -23,9 +23,13 @@ struct Block {
     second: Option<Gpa>,
     insns: Box<[Insn]>,
     live: bool,
-    /// The slab pages marked as code for this block.
-    marked: [Option<u32>; 2],
 }
+
+/// A block lies in one cache line, which every dispatch touches.
+const _: () = assert!(size_of::<Block>() <= 64);
+
+/// The slab pages marked as code for a block.
+type Marks = [Option<u32>; 2];
 
 impl Block {
     /// Bytes in the frame of the block's first byte.
@@ -61,6 +65,8 @@ pub struct CacheStats {
 pub struct BlockCache {
     model: CpuModel,
     blocks: Vec<Block>,
+    /// By block.
+    marks: Vec<Marks>,
     free: Vec<u32>,
     /// Direct-mapped: hash of the key to block number.
     table: Box<[u32]>,
@@ -83,6 +89,7 @@ impl BlockCache {
         Self {
             model,
             blocks: Vec::new(),
+            marks: Vec::new(),
             free: Vec::new(),
             table: vec![EMPTY; 1 << TABLE_BITS].into_boxed_slice(),
             by_frame: HashMap::new(),
@@ -156,11 +163,11 @@ impl BlockCache {
         self.insns += insns.len();
         self.stats.built += 1;
         let insns = insns.into_boxed_slice();
-        let mut block = Block { key, len, second, insns, live: true, marked: [None; 2] };
+        let block = Block { key, len, second, insns, live: true };
         let first = block.first_len();
         let parts = [Some((key.gpa, first)), second.map(|s| (s, u64::from(len) - first))];
-        block.marked = parts.map(|p| p.and_then(|(gpa, n)| mark(mem, gpa, n)));
-        let id = self.insert(block);
+        let marks = parts.map(|p| p.and_then(|(gpa, n)| mark(mem, gpa, n)));
+        let id = self.insert(block, marks);
         for gpa in [Some(key.gpa), second].into_iter().flatten() {
             self.by_frame.entry(gpa.frame()).or_default().push(id);
         }
@@ -168,12 +175,14 @@ impl BlockCache {
         id
     }
 
-    fn insert(&mut self, block: Block) -> u32 {
+    fn insert(&mut self, block: Block, marks: Marks) -> u32 {
         if let Some(id) = self.free.pop() {
             self.blocks[id as usize] = block;
+            self.marks[id as usize] = marks;
             return id;
         }
         self.blocks.push(block);
+        self.marks.push(marks);
         (self.blocks.len() - 1) as u32
     }
 
@@ -202,15 +211,15 @@ impl BlockCache {
                 self.by_frame.remove(&gpa.frame());
             }
         }
-        b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
+        unmark(mem, std::mem::take(&mut self.marks[id as usize]));
         self.free.push(id);
     }
 
     /// Drops everything.
     pub fn flush(&mut self, mem: &mut Memory) {
-        for b in self.blocks.drain(..).filter(|b| b.live) {
-            b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
-        }
+        self.blocks.clear();
+        // Dead blocks have none.
+        self.marks.drain(..).for_each(|m| unmark(mem, m));
         self.free.clear();
         self.by_frame.clear();
         self.table.fill(EMPTY);
@@ -223,6 +232,10 @@ fn mark(mem: &mut Memory, gpa: Gpa, len: u64) -> Option<u32> {
     let Target::Ram(off) = mem.map.lookup(gpa) else { return None };
     mem.mark_code(off >> PAGE_SHIFT, gpa.offset() as usize, len as usize);
     Some((off >> PAGE_SHIFT) as u32)
+}
+
+fn unmark(mem: &mut Memory, marks: Marks) {
+    marks.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
 }
 
 /// Decodes up to the first block-ending instruction, the end of `bytes`, or [`MAX_BLOCK`] instructions.

@@ -175,7 +175,6 @@ impl Ctx<'_> {
         self.load_pdptes(new)?;
         self.cpu.cr3 = new;
         self.mmu_switch();
-        self.sys.end_block();
         Ok(())
     }
 

@@ -28,7 +28,12 @@ struct Frame {
 fn iret<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     // Even an IRET that faults ends the blocking of NMIs.
     ctx.cpu.nmi_blocked = false;
-    ctx.sys.end_block();
+    let r = perform::<W>(ctx);
+    ctx.attend();
+    r
+}
+
+fn perform<W: Width>(ctx: &mut Ctx<'_>) -> Exec {
     let slot = slot::<W>();
     if ctx.cpu.mode.v86 {
         return ctx.iret_v86(slot);

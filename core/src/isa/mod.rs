@@ -40,7 +40,7 @@ use crate::exception::{Exception, Exec};
 use crate::translate::emit::{Emitter, Unsupported};
 use crate::translate::unit::Item;
 use crate::vcpu::cpuid::CpuModel;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use insn::{ExecFn, Insn};
 use std::sync::LazyLock;
 
@@ -189,6 +189,14 @@ pub struct Decoded {
     pub translate: Translate,
 }
 
+/// Whether what the decoder refuses begins an instruction of more than 15 bytes. It does not say so when it has 15;
+/// but such an instruction begins with a prefix, and without that it wants more than the 14 bytes left.
+fn longer_than_15(window: &[u8], bits: u8) -> bool {
+    let (15, Some(rest)) = (window.len(), window.get(1..)) else { return false };
+    let mut d = Decoder::new(u32::from(bits), rest, DECODER_OPTIONS);
+    d.decode().is_invalid() && d.last_error() == DecoderError::NoMoreBytes
+}
+
 /// Decodes the instruction at `rip` from `bytes`. `None`: more bytes are needed than `bytes` has (fetch the next page).
 #[inline]
 pub fn decode(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<Decoded> {
@@ -203,13 +211,11 @@ pub fn decode_full(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<
     d.decode_out(&mut i);
     let translate = Translate::Call;
     if i.is_invalid() {
-        if d.last_error() == iced_x86::DecoderError::NoMoreBytes {
-            if window.len() < 15 {
-                return None;
-            }
-            return Some((Decoded { insn: Insn::new(&i, bits, too_long), attrs: END, translate }, i));
+        if d.last_error() == DecoderError::NoMoreBytes {
+            return None;
         }
-        return Some((Decoded { insn: Insn::new(&i, bits, undefined), attrs: END, translate }, i));
+        let exec = if longer_than_15(window, bits) { too_long } else { undefined as ExecFn };
+        return Some((Decoded { insn: Insn::new(&i, bits, exec), attrs: END, translate }, i));
     }
     let (exec, attrs, translate) = match lookup(i.code()).filter(|_| gate::has(model, i.code())) {
         Some(r) => (r.exec, r.attrs, r.translate),

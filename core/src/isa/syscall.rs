@@ -41,7 +41,7 @@ impl Ctx<'_> {
         self.cpu.seg[Seg::Ss as usize] = flat_data(ss, cpl);
         self.cpu.refresh();
         self.mmu_switch();
-        self.sys.end_block();
+        self.attend();
     }
 }
 

@@ -98,6 +98,6 @@ fn popf<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     }
     ctx.cpu.flags.replace(mask & W::MASK, image);
     ctx.mmu_switch();
-    ctx.sys.end_block();
+    ctx.attend();
     Ok(())
 }

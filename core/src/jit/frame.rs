@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Frame {
+    // What every block uses comes first, within reach of a one-byte displacement.
     /// Guest R13, R14, R15: no host register is left for them.
     pub high: [u64; 3],
     /// Instructions left before [`Frame::base`], counted down by each block.
@@ -23,12 +24,32 @@ pub struct Frame {
     /// The TLB arrays of the current address space and privilege: data and fetches.
     pub tlb: u64,
     pub itlb: u64,
-    /// Bases of ES, CS, SS, DS, FS, GS as they are added to addresses.
-    pub seg_base: [u64; 6],
+    /// Windows that are not in R15.
+    pub windows: [u64; WINDOWS],
+    /// Bases of FS and GS as they are added to addresses; translated code uses other segments only at base 0.
+    pub seg_base: [u64; 2],
     /// The jump cache of the current mode.
     pub jump_cache: u64,
-    /// Where an indirect jump goes; where a slow path comes back to.
+    /// Where an indirect jump goes.
     pub target: u64,
+    /// The stubs `slow` and `leave` (see `stubs`).
+    pub slow: u64,
+    pub leave: u64,
+    /// Nonzero while the guest's SSE registers are in the host's.
+    pub sse: u32,
+    /// MXCSR of the guest (while `sse`), and of Rust code.
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    /// Where the guest's x87 state is: see [`super::x87_image::at`].
+    pub x87: u32,
+    /// Pointers to the last x87 instruction and its memory operand, as far as translated code noted them and nobody has
+    /// fetched them.
+    pub notes: Notes,
+    /// The x87 state as FNSAVE leaves it and FRSTOR takes it.
+    pub x87_image: Image,
+    /// The stub `slow_x87`.
+    pub slow_x87: u64,
+    /// Where a slow path comes back to.
     pub resume: u64,
     /// Address of the vCPU's general registers and of its XMM registers.
     pub gpr: u64,
@@ -37,23 +58,15 @@ pub struct Frame {
     pub site: u64,
     /// RFLAGS as the guest's arithmetic flags were saved, while a helper runs.
     pub flags: u64,
-    /// Nonzero while the guest's SSE registers are in the host's.
-    pub sse: u32,
-    /// MXCSR of the guest (while `sse`), and of Rust code.
-    pub mxcsr: u32,
-    pub host_mxcsr: u32,
-    /// Where the guest's x87 state is: see [`super::x87_image::At`].
-    pub x87: u32,
-    /// Pointers to the last x87 instruction and its memory operand, as far as translated code noted them and nobody has
-    /// fetched them: see [`super::x87_image::Notes`].
-    pub notes: Notes,
-    /// The x87 state as FNSAVE leaves it and FRSTOR takes it.
-    pub x87_image: Image,
     /// The host's stack pointer to return to.
     pub host_rsp: u64,
     /// The helper slow paths call.
     pub helper: u64,
     // Below: Rust only.
+    /// The stub `dispatch`.
+    pub dispatch: u64,
+    /// Translated code may go on by itself after a helper executed the end of a block.
+    pub roam: bool,
     /// icount = base - budget at the start of a block.
     pub base: u64,
     /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.
@@ -64,24 +77,31 @@ pub struct Frame {
     pub run: *mut Run,
 }
 
+/// Windows a block may have open besides the one in R15.
+pub const WINDOWS: usize = 4;
+
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $name:ident = $field:ident $(. $inner:ident)?;)*) => {
-        $($(#[$doc])* pub const $name: i32 = std::mem::offset_of!(Frame, $field $(. $inner)?) as i32;)*
+    ($t:ty: $($name:ident = $field:ident $(. $inner:ident)?;)*) => {
+        $(pub const $name: $t = {
+            let at = std::mem::offset_of!(Frame, $field $(. $inner)?);
+            assert!(at <= <$t>::MAX as usize);
+            at as $t
+        };)*
     };
 }
-offsets! {
+offsets! { i8:
     HIGH = high;
     BUDGET = budget;
     TLB = tlb;
     ITLB = itlb;
+    OPEN = windows;
     SEG_BASE = seg_base;
     JUMP_CACHE = jump_cache;
     TARGET = target;
-    RESUME = resume;
-    GPR = gpr;
-    XMM = xmm;
-    SITE = site;
-    FLAGS = flags;
+    SLOW = slow;
+    LEAVE = leave;
+}
+offsets! { i32:
     SSE = sse;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
@@ -90,12 +110,18 @@ offsets! {
     X87_FDP = notes.fdp;
     X87_SEG = notes.seg;
     X87_IMAGE = x87_image;
+    SLOW_X87 = slow_x87;
+    RESUME = resume;
+    GPR = gpr;
+    XMM = xmm;
+    SITE = site;
+    FLAGS = flags;
     HOST_RSP = host_rsp;
     HELPER = helper;
 }
 
 /// Where the guest's saved flags are, relative to the frame.
-pub const FLAGS_BELOW: i32 = -8;
+pub const FLAGS_BELOW: i8 = -8;
 
 /// Bytes of stack below the frame, for helpers: device models and recorders run on it.
 const STACK: usize = 2 << 20;
@@ -153,9 +179,7 @@ impl Frame {
     pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
         self.tlb = tlb.base(cpu.tlb.0) as u64;
         self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
-        for (n, b) in self.seg_base.iter_mut().enumerate() {
-            *b = cpu.seg[n].lin_base;
-        }
+        self.refresh_bases(cpu);
     }
 
     /// Moves the x87 state and what was noted of it into the vCPU; true if the state was not there. A helper may do this
@@ -175,14 +199,19 @@ impl Frame {
         self.x87 = at::IMAGE;
     }
 
-    /// Base of a segment as added to addresses.
-    pub const fn seg_offset(seg: u8) -> i32 {
-        SEG_BASE + 8 * seg as i32
+    /// Takes over the bases of FS and GS.
+    pub fn refresh_bases(&mut self, cpu: &Vcpu) {
+        self.seg_base = [cpu.seg[Seg::Fs as usize].lin_base, cpu.seg[Seg::Gs as usize].lin_base];
+    }
+
+    /// Offset of the base of FS or GS.
+    pub const fn seg_offset(seg: u8) -> i8 {
+        SEG_BASE + 8 * (seg as i8 - Seg::Fs as i8)
     }
 
     /// Offset of guest register `r` (13 to 15).
-    pub const fn high_offset(r: u8) -> i32 {
-        HIGH + 8 * (r as i32 - 13)
+    pub const fn high_offset(r: u8) -> i8 {
+        HIGH + 8 * (r as i8 - 13)
     }
 }
 

@@ -40,6 +40,8 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     frame.gpr = ctx.cpu.gpr.as_mut_ptr() as u64;
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
     frame.helper = helper as *const () as u64;
+    (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
+    frame.slow_x87 = stubs.slow_x87;
     frame.host_mxcsr = super::thunk::HOST_MXCSR;
     frame.notes.clear();
     frame.run = &raw mut run;

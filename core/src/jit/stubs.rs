@@ -12,6 +12,7 @@ use super::frame::{
     X87_IMAGE, XMM,
 };
 use super::x87_image::at;
+use crate::translate::jump_cache;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 
@@ -28,6 +29,9 @@ pub struct Stubs {
     pub enter: u64,
     /// Leaves through the link slot whose number is in EAX; the guest's flags are saved.
     pub leave: u64,
+    /// Goes on at the guest RIP in the frame's `target`, to which the vCPU's RIP is set, too: through the jump cache, or
+    /// leaves.
+    pub dispatch: u64,
     /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
     pub slow: u64,
     /// The same, at a site where the x87 state may be looked at: it is saved before.
@@ -44,11 +48,11 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + HOST_RSP], rsp
-        ; mov [rdi + TARGET], rsi
+        ; mov [BYTE rdi + TARGET], rsi
         ; mov rsp, rdi
     );
     load_registers(&mut a);
-    dynasm!(a ; .arch x64 ; jmp QWORD [rsp + TARGET]);
+    dynasm!(a ; .arch x64 ; jmp QWORD [BYTE rsp + TARGET]);
 
     let leave = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
@@ -103,6 +107,21 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [rsp + RESUME]);
 
+    let dispatch = here(&a);
+    dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
+    let miss = a.new_dynamic_label();
+    jump_cache::lookup(&mut a, miss);
+    dynasm!(a ; .arch x64 ; jmp QWORD [BYTE r15 + jump_cache::CODE] ; =>miss);
+    store_registers(&mut a);
+    dynasm!(a ; .arch x64
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->store_sse
+        ; plain:
+        ; mov eax, 1
+        ; jmp <out
+    );
+
     dynasm!(a ; .arch x64
         ; ->store_sse:
         ; mov rax, [rsp + 8 + XMM]
@@ -121,31 +140,31 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         dynasm!(a ; .arch x64 ; movups Rx(n), [rax + i32::from(n) * 16]);
     }
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
-    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87 }))
+    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87, dispatch }))
 }
 
 /// The vCPU's registers and the frame's flags into their places.
 fn load_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
-    for (guest, host) in (0i32..).zip(HOST) {
+    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [BYTE rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
-                ; mov r15, [rax + guest * 8]
-                ; mov [rsp + HIGH + (guest - 13) * 8], r15),
-            h => dynasm!(a ; .arch x64 ; mov Rq(h), [rax + guest * 8]),
+                ; mov r15, [BYTE rax + guest * 8]
+                ; mov [BYTE rsp + HIGH + (guest - 13) * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov Rq(h), [BYTE rax + guest * 8]),
         }
     }
 }
 
 /// The reverse. RAX and R15 are lost.
 fn store_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
-    for (guest, host) in (0i32..).zip(HOST) {
+    dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
+    for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
-                ; mov r15, [rsp + HIGH + (guest - 13) * 8]
-                ; mov [rax + guest * 8], r15),
-            h => dynasm!(a ; .arch x64 ; mov [rax + guest * 8], Rq(h)),
+                ; mov r15, [BYTE rsp + HIGH + (guest - 13) * 8]
+                ; mov [BYTE rax + guest * 8], r15),
+            h => dynasm!(a ; .arch x64 ; mov [BYTE rax + guest * 8], Rq(h)),
         }
     }
 }

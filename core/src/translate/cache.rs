@@ -1,7 +1,7 @@
 //! The code cache: translated blocks, found by key, linked to each other, killed when their bytes are written, and evicted
 //! segment by segment when the buffer is full.
 
-use super::emit::{self, Became, Need, Slot, Target};
+use super::emit::{self, Became, Need, Slot, Target, Tools};
 use super::jump_cache::{JumpCache, JumpEntry};
 use super::mode::ModeKey;
 use super::site::Site;
@@ -54,7 +54,6 @@ pub struct Block {
     _sites: Vec<Box<Site>>,
     /// Tells blocks that had the same number one after the other apart.
     serial: u64,
-    segment: usize,
     /// Slab pages that are marked as code for it.
     marked: [Option<usize>; 2],
 }
@@ -97,6 +96,7 @@ pub struct Stats {
 /// Translates and keeps blocks.
 pub struct Translator {
     analyser: Analyser,
+    tools: Tools,
     buffer: CodeBuffer,
     pub(crate) stubs: Stubs,
     pub(crate) stack: FrameStack,
@@ -106,7 +106,8 @@ pub struct Translator {
     /// Direct-mapped in front of `by_key`.
     recent: Box<[u32]>,
     by_frame: HashMap<u64, Vec<u32>>,
-    in_segment: Vec<Vec<u32>>,
+    /// Numbers and serials of the blocks put into each segment.
+    in_segment: Vec<Vec<(u32, u64)>>,
     segment: usize,
     /// Offset of the next block.
     next: usize,
@@ -132,6 +133,7 @@ impl Translator {
         }
         Ok(Self {
             analyser: Analyser::new(model),
+            tools: Tools::default(),
             buffer,
             stubs,
             stack: FrameStack::new().map_err(|e| e.to_string())?,
@@ -248,16 +250,13 @@ impl Translator {
         });
         let next_page = (unit.key.rip | 0xfff).wrapping_add(1);
         let target = Target {
-            base: self.buffer.address(self.next),
-            stubs: self.stubs,
             options: self.options,
             first_slot: id * SLOTS,
             second_token: unit.second.map(|s| token(next_page, s.0)),
         };
-        let mut code = emit::translate(&mut unit, &target);
+        let code = emit::translate(&mut self.tools, &mut unit, &target);
         if code.as_ref().is_ok_and(|c| !self.fits(c.bytes.len())) {
             self.next_segment(mem);
-            code = emit::translate(&mut unit, &Target { base: self.buffer.address(self.next), ..target });
         }
         let Some(code) = code.ok().filter(|c| self.fits(c.bytes.len()) && c.slots.len() <= SLOTS as usize)
         else {
@@ -268,8 +267,10 @@ impl Translator {
         Some(id)
     }
 
-    fn install(&mut self, id: u32, unit: &Unit, code: emit::Code, mem: &mut Memory) {
+    fn install(&mut self, id: u32, unit: &Unit, mut code: emit::Code, mem: &mut Memory) {
         let at = self.next;
+        let address = self.buffer.address(at);
+        code.sites.iter_mut().for_each(|s| s.resume += address);
         self.buffer.write(at, &code.bytes);
         self.next = (at + code.bytes.len()).next_multiple_of(16);
         self.serial += 1;
@@ -292,7 +293,7 @@ impl Translator {
                 *mark = Some(off >> PAGE_SHIFT);
             }
         }
-        self.in_segment[self.segment].push(id);
+        self.in_segment[self.segment].push((id, self.serial));
         self.by_key.insert(key, id);
         self.recent[Self::recent_slot(&key)] = id;
         self.blocks[id as usize] = Some(Block {
@@ -312,7 +313,6 @@ impl Translator {
             incoming: Vec::new(),
             _sites: code.sites,
             serial: self.serial,
-            segment: self.segment,
             marked,
         });
     }
@@ -329,9 +329,12 @@ impl Translator {
     fn next_segment(&mut self, mem: &mut Memory) {
         self.segment = (self.segment + 1) % SEGMENTS;
         self.next = (self.buffer.len() / SEGMENTS * self.segment).max(STUBS);
-        for id in std::mem::take(&mut self.in_segment[self.segment]) {
-            self.stats.evicted += 1;
-            self.kill(id, mem);
+        for (id, serial) in std::mem::take(&mut self.in_segment[self.segment]) {
+            // Some have died since, and their numbers may have been given again.
+            if self.block(id).is_some_and(|b| b.serial == serial) {
+                self.stats.evicted += 1;
+                self.kill(id, mem);
+            }
         }
     }
 
@@ -416,7 +419,6 @@ impl Translator {
             }
         }
         b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p));
-        self.in_segment[b.segment].retain(|i| *i != id);
         self.free.push(id);
     }
 

@@ -9,8 +9,8 @@ use super::x87::{Note, X87At};
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{BUDGET, FLAGS_BELOW, RESUME, SSE};
-use crate::jit::stubs::{HOST, IN_FRAME, Stubs};
+use crate::jit::frame::{BUDGET, FLAGS_BELOW, LEAVE, SLOW, SLOW_X87, SSE};
+use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::Encoder;
@@ -81,9 +81,18 @@ pub struct Code {
 }
 
 /// A piece of code off the straight path.
-pub(super) enum Cold {
-    Slow { from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)> },
+enum Cold {
+    Slow { from: DynamicLabel, site: usize, resume: Option<Resume> },
     Exit { from: DynamicLabel, slot: usize },
+}
+
+/// Where a slow path comes back to.
+#[derive(Clone, Copy)]
+struct Resume {
+    to: DynamicLabel,
+    offset: usize,
+    /// The flags are in RFLAGS there.
+    host: bool,
 }
 
 /// A slow path whose way back is not known yet.
@@ -95,12 +104,23 @@ struct Pending {
 
 pub(crate) type Asm = VecAssembler<X64Relocation>;
 
+/// Assembler and encoder, kept from block to block. The code of a block does not depend on where it lies.
+pub struct Tools {
+    asm: Asm,
+    encoder: Encoder,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self { asm: VecAssembler::new(0), encoder: Encoder::new(64) }
+    }
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
-    pub(crate) a: Asm,
+    pub(crate) a: &'a mut Asm,
     pub(super) unit: &'a Unit,
     pub(super) options: JitOptions,
-    stubs: Stubs,
     insns: Arc<[Insn]>,
     pub(super) flags: FlagState,
     /// Number of the current instruction.
@@ -108,7 +128,8 @@ pub struct Emitter<'a> {
     /// Before which instruction the budget is checked; the number of instructions: at the end.
     budget_at: usize,
     budgeted: bool,
-    pub(super) window: Option<Window>,
+    /// Lookups later instructions share.
+    pub(super) windows: Vec<Window>,
     /// The SSE state is known to be in host registers.
     pub(super) sse: bool,
     /// The x87 state is known to be in host registers.
@@ -117,9 +138,9 @@ pub struct Emitter<'a> {
     pub(super) note: Note,
     pub(super) sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
-    pub(super) cold: Vec<Cold>,
+    cold: Vec<Cold>,
     pending: Vec<Pending>,
-    pub(super) encoder: Encoder,
+    pub(super) encoder: &'a mut Encoder,
     /// First link-slot number of the block.
     first_slot: u32,
     /// Fetch token of the second page, and the block's own.
@@ -129,23 +150,23 @@ pub struct Emitter<'a> {
 /// What the emitter needs besides the unit.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Address the code will have.
-    pub base: u64,
-    pub stubs: Stubs,
     pub options: JitOptions,
     pub first_slot: u32,
     pub second_token: Option<u64>,
 }
 
 /// Translates a unit. Fails only if an internal limit (a displacement) is exceeded.
-pub fn translate(unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
+pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
     }
     loop {
-        match attempt(unit, target) {
+        match attempt(tools, unit, target) {
             Ok(code) => return Ok(code),
-            Err(Stop::Unsupported(k)) => unit.items[k].make_call(),
+            Err(Stop::Unsupported(k)) => {
+                unit.items[k].make_call();
+                *tools = Tools::default();
+            }
             Err(Stop::Dynasm(e)) => return Err(e),
         }
     }
@@ -158,19 +179,18 @@ enum Stop {
     Dynasm(DynasmError),
 }
 
-fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
+fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop> {
     let insns: Arc<[Insn]> = unit.items.iter().map(|it| it.insn).collect();
     let mut e = Emitter {
-        a: VecAssembler::new(target.base as usize),
+        a: &mut tools.asm,
         unit,
         options: target.options,
-        stubs: target.stubs,
         insns,
         flags: FlagState::default(),
         k: 0,
         budget_at: 0,
         budgeted: false,
-        window: None,
+        windows: Vec::new(),
         sse: false,
         x87: false,
         note: Note::default(),
@@ -178,7 +198,7 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
         slots: Vec::new(),
         cold: Vec::new(),
         pending: Vec::new(),
-        encoder: Encoder::new(64),
+        encoder: &mut tools.encoder,
         first_slot: target.first_slot,
         second_token: target.second_token,
     };
@@ -202,7 +222,7 @@ fn attempt(unit: &Unit, target: &Target) -> Result<Code, Stop> {
     }
     e.cold_code();
     let Emitter { a, slots, sites, .. } = e;
-    let bytes = a.finalize().map_err(Stop::Dynasm)?;
+    let bytes = a.take().map_err(Stop::Dynasm)?;
     Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
 }
 
@@ -276,12 +296,12 @@ impl Emitter<'_> {
     }
 
     pub(super) fn emit_save(&mut self) {
-        dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [rsp + 8]);
+        dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [BYTE rsp + 8]);
     }
 
     fn emit_restore(&mut self) {
         dynasm!(self.a ; .arch x64
-            ; mov rax, [rsp + FLAGS_BELOW]
+            ; mov rax, [BYTE rsp + FLAGS_BELOW]
             ; xchg al, ah
             ; add al, 0x76
             ; sahf
@@ -374,21 +394,19 @@ impl Emitter<'_> {
             self.registers_written(it.gpr_written);
         }
         self.move_notes(it);
-        if self.window.as_ref().is_some_and(|w| w.until <= self.k) {
-            self.window = None;
-        }
+        self.close_windows();
         Ok(())
     }
 
     /// The block calls the interpreter for this instruction.
     fn call(&mut self, it: &Item) {
-        self.window = None;
+        self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
         let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
         self.call_x87(it, site);
-        self.go_slow(site, !it.end);
+        self.go_slow(site);
         self.flags = FlagState { host: false, saved: true, recipe: None };
     }
 
@@ -401,24 +419,14 @@ impl Emitter<'_> {
     }
 
     /// Straight-line way to a slow path and back to the next instruction.
-    fn go_slow(&mut self, site: usize, resume: bool) {
+    fn go_slow(&mut self, site: usize) {
         let address = std::ptr::from_ref(&*self.sites[site]) as i64;
-        let slow = match self.sites[site].x87 {
-            X87At::Stays => self.stubs.slow,
-            _ => self.stubs.slow_x87,
-        } as usize;
-        if resume {
-            let back = self.a.new_dynamic_label();
-            dynasm!(self.a ; .arch x64
-                ; lea rax, [=>back]
-                ; mov [rsp + RESUME], rax
-                ; mov rax, QWORD address
-                ; jmp extern slow
-                ; =>back
-            );
-        } else {
-            dynasm!(self.a ; .arch x64 ; mov rax, QWORD address ; jmp extern slow);
+        dynasm!(self.a ; .arch x64 ; mov rax, QWORD address);
+        match self.sites[site].x87 {
+            X87At::Stays => dynasm!(self.a ; .arch x64 ; jmp QWORD [BYTE rsp + SLOW]),
+            _ => dynasm!(self.a ; .arch x64 ; jmp QWORD [rsp + SLOW_X87]),
         }
+        self.sites[site].resume = self.a.offset().0 as u64;
     }
 
     /// A site before the current instruction.
@@ -440,6 +448,7 @@ impl Emitter<'_> {
             flags,
             note: self.note,
             x87: self.x87_at(what),
+            resume: 0,
         }));
         self.sites.len() - 1
     }
@@ -464,12 +473,12 @@ impl Emitter<'_> {
         if !here {
             return;
         }
-        let label = self.a.new_dynamic_label();
-        dynasm!(self.a ; .arch x64 ; =>label);
-        let host = self.flags.host;
+        let to = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; =>to);
+        let back = Resume { to, offset: self.a.offset().0, host: self.flags.host };
         for p in self.pending.extract_if(.., |p| p.until == k) {
             if let Cold::Slow { resume, .. } = &mut self.cold[p.cold] {
-                *resume = Some((label, host));
+                *resume = Some(back);
             }
         }
     }
@@ -494,7 +503,10 @@ impl Emitter<'_> {
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
         let n = self.items().len() as i32;
-        dynasm!(self.a ; .arch x64 ; sub QWORD [rsp + BUDGET], n ; js =>from);
+        const { assert!(super::MAX_INSNS <= i8::MAX as usize) };
+        // SUB QWORD [rsp + BUDGET], n with both constants in a byte, which the assembler has no way to ask for.
+        self.a.extend(&[0x48, 0x83, 0x6c, 0x24, BUDGET as u8, n as u8]);
+        dynasm!(self.a ; .arch x64 ; js =>from);
     }
 
     /// At the end of a block without any better place.
@@ -508,14 +520,23 @@ impl Emitter<'_> {
             return;
         }
         self.sse = true;
-        self.window = None;
+        self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;
         let site = self.site(What::Sse { rest });
-        let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
-        self.cold.push(Cold::Slow { from, site, resume: Some((back, false)) });
-        dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
+        let (from, to) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
+        dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>to);
+        let resume = Some(Resume { to, offset: self.a.offset().0, host: false });
+        self.cold.push(Cold::Slow { from, site, resume });
+    }
+
+    /// A slow path that comes back here, with the flags saved.
+    pub(super) fn slow_and_back(&mut self, from: DynamicLabel, site: usize) {
+        let to = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; =>to);
+        let resume = Some(Resume { to, offset: self.a.offset().0, host: false });
+        self.cold.push(Cold::Slow { from, site, resume });
     }
 
     /// Leaves for `rip` through a link slot.
@@ -594,14 +615,16 @@ impl Emitter<'_> {
         }
     }
 
-    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<(DynamicLabel, bool)>) {
+    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<Resume>) {
         dynasm!(self.a ; .arch x64 ; =>from);
-        self.go_slow(site, resume.is_some());
-        if let Some((to, host)) = resume {
-            if host {
+        self.go_slow(site);
+        match resume {
+            Some(Resume { to, host: true, .. }) => {
                 self.emit_restore();
+                dynasm!(self.a ; .arch x64 ; jmp =>to);
             }
-            dynasm!(self.a ; .arch x64 ; jmp =>to);
+            Some(r) => self.sites[site].resume = r.offset as u64,
+            None => {}
         }
     }
 
@@ -613,8 +636,7 @@ impl Emitter<'_> {
             self.emit_save();
         }
         let number = (self.first_slot + slot as u32) as i32;
-        let leave = self.stubs.leave as usize;
-        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp extern leave);
+        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp QWORD [BYTE rsp + LEAVE]);
     }
 }
 

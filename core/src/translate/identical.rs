@@ -6,9 +6,10 @@ use super::recipe::{Operand, Producer, Recipe};
 use super::unit::Item;
 use super::window::{Place, gpr64};
 use super::x87::Use;
+use crate::jit::frame::Frame;
 use crate::vcpu::gpr::RAX;
 use dynasmrt::DynasmApi;
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 /// A guest register of an instruction that has no host register, or not one with its high byte.
 struct Passenger {
@@ -22,8 +23,10 @@ impl Emitter<'_> {
     pub(crate) fn encode(&mut self, i: &Instruction) -> Result<(), Unsupported> {
         // The host address matters only to RIP-relative operands, which translated code has none of.
         self.encoder.encode(i, 0x1000).map_err(|_| Unsupported)?;
-        let bytes = self.encoder.take_buffer();
+        let mut bytes = self.encoder.take_buffer();
         self.a.extend(&bytes);
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
         Ok(())
     }
 
@@ -52,8 +55,8 @@ impl Emitter<'_> {
         if let Some(p) = place {
             redirect(&mut i, &p);
         }
-        let passengers = self.rename(&mut i, place.is_some())?;
-        for p in &passengers {
+        let passengers = self.rename(it, &mut i, place.is_some())?;
+        for p in passengers.iter().filter(|p| it.gpr_read & (1 << p.guest) != 0) {
             self.board(p);
         }
         self.encode(&i)?;
@@ -85,7 +88,12 @@ impl Emitter<'_> {
     }
 
     /// Replaces the guest's registers by the host's.
-    fn rename(&mut self, i: &mut Instruction, memory: bool) -> Result<Vec<Passenger>, Unsupported> {
+    fn rename(
+        &mut self,
+        it: &Item,
+        i: &mut Instruction,
+        memory: bool,
+    ) -> Result<Vec<Passenger>, Unsupported> {
         let mut passengers: Vec<Passenger> = Vec::new();
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register {
@@ -102,6 +110,10 @@ impl Emitter<'_> {
             let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
             let h = match host(guest) {
                 Some(h) if !(high && usize::from(guest) == RAX) => h,
+                None if !memory && in_memory(it, i, n) => {
+                    from_frame(i, n, guest);
+                    continue;
+                }
                 _ => self.passage(&mut passengers, guest, memory)?,
             };
             i.set_op_register(n, like(r, h)?);
@@ -116,12 +128,41 @@ impl Emitter<'_> {
         }
         let through = match all.len() {
             0 => 0,
-            1 if !memory && self.window.is_none() => 15,
+            1 if !memory => {
+                self.lose_r15();
+                15
+            }
             _ => return Err(Unsupported),
         };
         all.push(Passenger { guest, through });
         Ok(through)
     }
+}
+
+/// Can operand `n`, a register, be replaced by its image in the frame? Not if it is written with 32 bits: the upper half
+/// would stay.
+fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
+    let rm = matches!(
+        i.code().op_code().op_kind(n),
+        OpCodeOperandKind::r8_or_mem
+            | OpCodeOperandKind::r16_or_mem
+            | OpCodeOperandKind::r32_or_mem
+            | OpCodeOperandKind::r64_or_mem
+    );
+    let r = i.op_register(n);
+    let written = it.gpr_written & (1 << r.full_register().number()) != 0;
+    rm && (!written || r.size() == 8)
+}
+
+/// Replaces operand `n` by guest register `guest` in the frame.
+fn from_frame(i: &mut Instruction, n: u32, guest: u8) {
+    i.set_op_kind(n, OpKind::Memory);
+    i.set_segment_prefix(Register::None);
+    i.set_memory_base(Register::RSP);
+    i.set_memory_index(Register::None);
+    i.set_memory_index_scale(1);
+    i.set_memory_displacement64(Frame::high_offset(guest) as u64);
+    i.set_memory_displ_size(1);
 }
 
 /// Host register `h` in the size (and for RAX to RBX the byte) of `r`.

@@ -3,6 +3,13 @@
 //! An entry is right as long as its block lives; that its RIP still maps to the block's frame is checked at each use, by
 //! the fetch token in the TLB of the address space.
 
+use super::emit::Asm;
+use crate::jit::frame::{ITLB, JUMP_CACHE};
+use crate::mmu::tlb::Entry;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+
+const EXEC: i8 = std::mem::offset_of!(Entry, exec) as i8;
+
 /// An entry.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -23,13 +30,25 @@ pub const MASK: i32 = (1 << BITS) - 1;
 pub const SHIFT: i8 = 5;
 const _: () = assert!(size_of::<JumpEntry>() == 1 << SHIFT);
 
-pub const RIP: i32 = std::mem::offset_of!(JumpEntry, rip) as i32;
-pub const TOKEN: i32 = std::mem::offset_of!(JumpEntry, token) as i32;
-pub const SLOT: i32 = std::mem::offset_of!(JumpEntry, slot) as i32;
-pub const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
+pub const RIP: i8 = std::mem::offset_of!(JumpEntry, rip) as i8;
+pub const TOKEN: i8 = std::mem::offset_of!(JumpEntry, token) as i8;
+pub const SLOT: i8 = std::mem::offset_of!(JumpEntry, slot) as i8;
+pub const CODE: i8 = std::mem::offset_of!(JumpEntry, code) as i8;
 
 /// RIP of an empty entry: not canonical, so no jump can look for it.
 const NOWHERE: u64 = 1 << 63;
+
+/// Emits a lookup of RAX, a guest RIP; to `miss` if it is not there. Leaves the entry's address in R15; RFLAGS and RAX
+/// are lost.
+pub(crate) fn lookup(a: &mut Asm, miss: DynamicLabel) {
+    dynasm!(a ; .arch x64
+        ; mov r15d, eax ; shr r15d, 12 ; xor r15d, eax ; and r15d, MASK ; shl r15d, SHIFT
+        ; add r15, [BYTE rsp + JUMP_CACHE]
+        ; cmp rax, [BYTE r15 + RIP] ; jne =>miss
+        ; mov rax, [BYTE r15 + SLOT] ; add rax, [BYTE rsp + ITLB] ; mov rax, [BYTE rax + EXEC]
+        ; cmp rax, [BYTE r15 + TOKEN] ; jne =>miss
+    );
+}
 
 /// A cache.
 #[derive(Debug)]

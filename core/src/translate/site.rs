@@ -51,6 +51,8 @@ pub struct Site {
     /// What translated code did not note of the x87 instructions before.
     pub note: Note,
     pub x87: X87At,
+    /// Where generated code goes on: an offset in the block's code while it is made, then an address.
+    pub resume: u64,
 }
 
 /// How generated code goes on.
@@ -90,6 +92,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
             }
             frame.give_x87(ctx.cpu);
             frame.flags = saved(ctx.cpu.flags.0);
+            frame.resume = site.resume;
             Outcome::Resume
         }
         What::Sse { rest } => {
@@ -99,6 +102,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
             frame.sse = 1;
             frame.mxcsr = ctx.cpu.fpu.mxcsr;
             frame.flags = saved(ctx.cpu.flags.0);
+            frame.resume = site.resume;
             Outcome::Resume
         }
     }
@@ -111,7 +115,7 @@ fn sse_native(ctx: &Ctx<'_>) -> bool {
         && ctx.cpu.fpu.mxcsr & MASKS == MASKS
 }
 
-/// Interprets `count` instructions.
+/// Interprets `count` instructions. `resume`: the block goes on behind them.
 fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume: bool) -> Outcome {
     let before = ctx.sys.icount;
     if frame.sse != 0 {
@@ -120,38 +124,47 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     let taken = site.x87 != X87At::Stays && frame.take_x87(ctx.cpu);
     let first = site.index as usize;
     let insns = site.insns.get(first..first + count as usize).unwrap_or_default();
-    let mut left = false;
+    let mut astray = false;
     for insn in insns {
         let at = ctx.cpu.rip;
         if let Err(e) = ctx.execute(insn) {
             frame.mxcsr = ctx.cpu.fpu.mxcsr;
             return Outcome::Fault(e);
         }
-        let next = at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
-        left = ctx.sys.icount >= ctx.sys.limit
-            || ctx.cpu.rip != next
-            || ctx.sys.mem.tlb.epoch() != frame.epoch
-            || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode);
-        if left {
+        astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
+        if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
             break;
         }
     }
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    if frame.sse != 0 && !sse_native(ctx) {
-        frame.sse = 0;
-        left = true;
-    }
-    left |= (taken || frame.x87 != at::VCPU) && !native(ctx.cpu);
-    let extra = (ctx.sys.icount - before) as i64 - i64::from(count);
-    if left || !resume || ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit {
+    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
         return Outcome::Leave;
     }
-    frame.budget -= extra;
-    frame.flags = saved(ctx.cpu.flags.0);
-    let cpu = &*ctx.cpu;
-    frame.refresh(cpu, &ctx.sys.mem.tlb);
-    if taken && site.x87 == X87At::Returns {
-        frame.give_x87(cpu);
+    if frame.sse != 0 && !sse_native(ctx) {
+        frame.sse = 0;
+        return Outcome::Leave;
     }
+    if (taken || frame.x87 != at::VCPU) && !native(ctx.cpu) {
+        return Outcome::Leave;
+    }
+    frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
+    frame.flags = saved(ctx.cpu.flags.0);
+    if resume {
+        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases.
+        frame.refresh_bases(ctx.cpu);
+        frame.resume = site.resume;
+        if astray {
+            return Outcome::Leave;
+        }
+        if taken && site.x87 == X87At::Returns {
+            frame.give_x87(ctx.cpu);
+        }
+        return Outcome::Resume;
+    }
+    if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
+        return Outcome::Leave;
+    }
+    frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
+    (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
 }

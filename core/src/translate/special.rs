@@ -48,7 +48,7 @@ pub fn lea(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
             (Some(h), _) => dynasm!(e.a ; .arch x64 ; mov Rw(h), ax),
             (None, 2) => {
                 let at = crate::jit::frame::Frame::high_offset(guest);
-                dynasm!(e.a ; .arch x64 ; mov [rsp + at], ax);
+                dynasm!(e.a ; .arch x64 ; mov [BYTE rsp + at], ax);
             }
             (None, n) => {
                 if n == 4 {
@@ -107,7 +107,7 @@ fn with_operand(e: &mut Emitter<'_>, it: &Item) -> Result<Instruction, Unsupport
     let h = match host(guest) {
         Some(h) => h,
         None => {
-            e.window = None;
+            e.lose_r15();
             e.load_frame(15, guest);
             15
         }
@@ -154,7 +154,8 @@ pub fn divide(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     e.before_clobber();
     e.check_budget_here();
     let i = with_operand(e, it)?;
-    e.window = None;
+    // The slow path does not keep R15.
+    e.lose_r15();
     let miss = e.slow_label(e.k);
     let (rax, rdx, one) = match size {
         4 => (Register::EAX, Register::EDX, Code::Mov_r32_rm32),

@@ -3,33 +3,18 @@
 
 use super::emit::{Emitter, Unsupported, host};
 use super::identical::like;
-use super::jump_cache::CODE;
+use super::jump_cache::{self, CODE};
 use super::unit::{Item, MemRef};
 use super::window::{Place, gpr64};
 use crate::jit::frame::TARGET;
 use crate::vcpu::gpr::RSP;
 use crate::vcpu::{Seg, ZERO};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// Host register of the guest's RSP and RBP.
 const SP: u8 = 13;
 const BP: u8 = 5;
-
-/// Does the emitted translation of an instruction leave R15 alone until it is done with its access?
-pub(super) fn keeps_window(it: &Item) -> bool {
-    match it.i.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Leave | Mnemonic::Ret | Mnemonic::Nop | Mnemonic::Lea => {
-            true
-        }
-        Mnemonic::Call => it.i.op0_kind() != OpKind::Memory && it.i.op0_kind() != OpKind::Register,
-        Mnemonic::Cdq | Mnemonic::Cqo | Mnemonic::Cwd | Mnemonic::Cdqe | Mnemonic::Cwde | Mnemonic::Cbw => {
-            true
-        }
-        Mnemonic::Fnstsw | Mnemonic::Wait => true,
-        _ => false,
-    }
-}
 
 impl Emitter<'_> {
     fn word(&self) -> i32 {
@@ -90,7 +75,7 @@ impl Emitter<'_> {
         &mut self,
         finish: impl FnOnce(&mut Self) -> Result<(), Unsupported>,
     ) -> Result<(), Unsupported> {
-        self.window = None;
+        self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
         let miss = self.slow_label(self.k);
@@ -98,7 +83,7 @@ impl Emitter<'_> {
             dynasm!(self.a ; .arch x64 ; jmp =>miss);
             return Ok(());
         }
-        self.jump_cache_lookup(miss);
+        jump_cache::lookup(self.a, miss);
         finish(self)
     }
 }
@@ -207,7 +192,7 @@ pub fn ret(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     let release = e.word() + (it.insn.imm & 0xffff) as i32;
     e.jump_indirect(|e| {
         e.set_sp(SP, release);
-        dynasm!(e.a ; .arch x64 ; jmp QWORD [r15 + CODE]);
+        dynasm!(e.a ; .arch x64 ; jmp QWORD [BYTE r15 + CODE]);
         Ok(())
     })
 }
@@ -226,7 +211,7 @@ fn target(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
 pub fn jmp_indirect(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     target(e, it)?;
     e.jump_indirect(|e| {
-        dynasm!(e.a ; .arch x64 ; jmp QWORD [r15 + CODE]);
+        dynasm!(e.a ; .arch x64 ; jmp QWORD [BYTE r15 + CODE]);
         Ok(())
     })
 }
@@ -247,11 +232,11 @@ pub fn call_indirect(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> 
         aligned: false,
     };
     e.jump_indirect(|e| {
-        dynasm!(e.a ; .arch x64 ; mov rax, [r15 + CODE] ; mov [rsp + TARGET], rax);
+        dynasm!(e.a ; .arch x64 ; mov rax, [BYTE r15 + CODE] ; mov [BYTE rsp + TARGET], rax);
         let p = e.access_once(&stack)?;
         e.put_constant(&p, next)?;
         e.set_sp(SP, -word);
-        dynasm!(e.a ; .arch x64 ; jmp QWORD [rsp + TARGET]);
+        dynasm!(e.a ; .arch x64 ; jmp QWORD [BYTE rsp + TARGET]);
         Ok(())
     })
 }

@@ -71,9 +71,10 @@ pub struct Item {
     pub writes: u32,
     /// Overwrites all six flags, whatever the operands.
     pub full: bool,
-    /// General registers it writes, and those it uses at all.
+    /// General registers it writes.
     pub gpr_written: u16,
-    pub gpr_used: u16,
+    /// And those whose old value matters: read, or written in part or on a condition.
+    pub gpr_read: u16,
     /// The memory access generated code makes for it.
     pub mem: Option<MemRef>,
     /// Uses SSE registers.
@@ -95,7 +96,7 @@ impl Item {
     pub fn make_call(&mut self) {
         self.translate = Translate::Call;
         (self.reads, self.writes, self.full) = (ARITH, ARITH, false);
-        (self.gpr_written, self.gpr_used) = (u16::MAX, u16::MAX);
+        (self.gpr_written, self.gpr_read) = (u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
     }
@@ -228,7 +229,7 @@ impl Analyser {
             writes: ARITH,
             full: false,
             gpr_written: u16::MAX,
-            gpr_used: u16::MAX,
+            gpr_read: u16::MAX,
             mem: None,
             sse: false,
             x87: x87::of(i.code()),
@@ -256,13 +257,15 @@ impl Analyser {
 
     fn registers(&mut self, it: &mut Item) {
         let info = self.factory.info_options(&it.i, InstructionInfoOptions::NO_MEMORY_USAGE);
-        (it.gpr_written, it.gpr_used) = (0, 0);
+        (it.gpr_written, it.gpr_read) = (0, 0);
         for u in info.used_registers() {
             if !u.register().is_gpr() {
                 continue;
             }
             let bit = 1 << u.register().full_register().number();
-            it.gpr_used |= bit;
+            if u.access() != OpAccess::Write || u.register().size() < 4 {
+                it.gpr_read |= bit;
+            }
             if matches!(
                 u.access(),
                 OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite

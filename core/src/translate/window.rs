@@ -1,4 +1,4 @@
-//! Memory operands in generated code: the inline TLB lookup, and windows: accesses off one base register that share one.
+//! Memory operands in generated code: the inline TLB lookup, and windows: accesses off one base that share one.
 //!
 //! A lookup leaves in R15 what turns the operand into a host address. Of the TLB entry it checks the tag of the kind of
 //! access (see `mmu::tlb`): the page of the last byte must be the one of the first, or the tag does not match. So an
@@ -6,8 +6,7 @@
 
 use super::emit::{Emitter, Unsupported, host};
 use super::unit::{Item, MemRef};
-use crate::isa::Translate;
-use crate::jit::frame::{Frame, ITLB, TLB, has_base};
+use crate::jit::frame::{Frame, ITLB, OPEN, TLB, WINDOWS, has_base};
 use crate::mmu::tlb::{ENTRIES, Entry};
 use crate::vcpu::ZERO;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
@@ -15,11 +14,13 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
 /// Bytes a window spans at most.
 const SPAN: i64 = 1024;
+/// Instructions a window spans at most.
+const REACH: usize = 32;
 
-const READ: i32 = std::mem::offset_of!(Entry, read) as i32;
-const WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
-const EXEC: i32 = std::mem::offset_of!(Entry, exec) as i32;
-const ADDEND: i32 = std::mem::offset_of!(Entry, addend) as i32;
+const READ: i8 = std::mem::offset_of!(Entry, read) as i8;
+const WRITE: i8 = std::mem::offset_of!(Entry, write) as i8;
+const EXEC: i8 = std::mem::offset_of!(Entry, exec) as i8;
+const ADDEND: i8 = std::mem::offset_of!(Entry, addend) as i8;
 /// log2 of an entry's size.
 const ENTRY_SHIFT: i8 = 5;
 const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
@@ -27,7 +28,8 @@ const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
 const INDEX_SHIFT: i8 = 12 - ENTRY_SHIFT;
 const INDEX_MASK: i32 = ((ENTRIES as i32) - 1) << ENTRY_SHIFT;
 
-/// R15 holds the host address of the byte at displacement `low` of `of`'s base as it was when the window was opened.
+/// A host address is known for the byte at displacement `low` of `of`'s base as it was when the window was opened: in R15
+/// or in the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     of: MemRef,
@@ -36,6 +38,9 @@ pub struct Window {
     moved: i64,
     /// The last instruction with an access in it.
     pub until: usize,
+    in_r15: bool,
+    /// Where in the frame it is kept.
+    slot: Option<u8>,
 }
 
 /// A host memory operand: R15, maybe an index register, and a displacement.
@@ -74,14 +79,14 @@ impl Emitter<'_> {
         if !self.options.inline_tlb {
             return Err(Unsupported);
         }
-        if let Some(w) = &self.window {
-            if w.of.same_base(m) {
-                return Ok(Place { index: None, scale: 0, disp: m.disp + w.moved - w.low });
-            }
-            self.window = None;
+        if let Some(n) = self.windows.iter().position(|w| w.of.same_base(m)) {
+            self.fetch_window(n);
+            let w = &self.windows[n];
+            return Ok(Place { index: None, scale: 0, disp: m.disp + w.moved - w.low });
         }
         self.before_clobber();
         self.check_budget_here();
+        self.lose_r15();
         let (until, low, high, write, count) = self.span(m);
         if count < 2 {
             return self.access_once(m);
@@ -89,8 +94,45 @@ impl Emitter<'_> {
         let miss = self.slow_label(until);
         self.check(m, &Check { low, size: high - low, write, aligned: false }, miss)?;
         self.make_pointer(m, low)?;
-        self.window = Some(Window { of: *m, low, moved: 0, until });
+        self.windows.push(Window { of: *m, low, moved: 0, until, in_r15: true, slot: None });
         Ok(Place { index: None, scale: 0, disp: m.disp - low })
+    }
+
+    /// Gets window `n` into R15.
+    fn fetch_window(&mut self, n: usize) {
+        if self.windows[n].in_r15 {
+            return;
+        }
+        self.lose_r15();
+        if let Some(slot) = self.windows[n].slot {
+            let at = OPEN + 8 * slot as i8;
+            dynasm!(self.a ; .arch x64 ; mov r15, [BYTE rsp + at]);
+            self.windows[n].in_r15 = true;
+        }
+    }
+
+    /// Before R15 is overwritten: the window in it is kept in the frame, or closed if there is no room.
+    pub(crate) fn lose_r15(&mut self) {
+        let Some(n) = self.windows.iter().position(|w| w.in_r15) else { return };
+        let free = (0..WINDOWS as u8).find(|s| self.windows.iter().all(|w| w.slot != Some(*s)));
+        let w = &mut self.windows[n];
+        w.in_r15 = false;
+        if w.slot.is_some() || w.until <= self.k {
+            return;
+        }
+        let Some(slot) = free else {
+            self.windows.remove(n);
+            return;
+        };
+        w.slot = Some(slot);
+        let at = OPEN + 8 * slot as i8;
+        dynasm!(self.a ; .arch x64 ; mov [BYTE rsp + at], r15);
+    }
+
+    /// After instruction `k`: windows without further accesses are closed.
+    pub(super) fn close_windows(&mut self) {
+        let k = self.k;
+        self.windows.retain(|w| w.until > k);
     }
 
     /// [`Emitter::access`] outside any window, budget checked and flags saved already.
@@ -101,40 +143,37 @@ impl Emitter<'_> {
         self.single(m)
     }
 
-    /// The base register of the open window, if instruction `it` adds to it: called after it.
+    /// Follows what instruction `it` added to the base of an open window: called after it.
     pub(super) fn move_window(&mut self, it: &Item) {
-        if let Some(w) = &mut self.window
-            && w.of.base != ZERO
-            && let Some(d) = it.adds(w.of.base)
-        {
-            w.moved += d;
+        for w in &mut self.windows {
+            if w.of.base != ZERO
+                && let Some(d) = it.adds(w.of.base)
+            {
+                w.moved += d;
+            }
         }
     }
 
     /// The instructions whose accesses can share a lookup with `m`, from the current one on: the last, the range of
     /// displacements, whether any writes, and how many.
+    ///
+    /// A miss interprets all of them and comes back behind the last, where no window opened on the way may be open.
     fn span(&self, m: &MemRef) -> (usize, i64, i64, bool, u32) {
         let size = i64::from(m.size);
         let mut best = (self.k, m.disp, m.disp + size, m.write, 1);
         if !self.options.windows || m.aligned {
             return best;
         }
+        let last = self.windows.iter().map(|w| w.until).fold(self.k + REACH, usize::min);
         let (mut moved, mut low, mut high, mut write, mut count) = (0i64, m.disp, m.disp + size, m.write, 0);
-        for (n, it) in self.items().iter().enumerate().skip(self.k) {
-            if it.is_call()
-                || it.sse && !self.sse
-                || it.x87_native() && !self.x87
-                || n > self.k && !keeps_window(it)
-            {
+        for (n, it) in self.items().iter().enumerate().take(last + 1).skip(self.k) {
+            if it.sse && !self.sse || it.x87_native() && !self.x87 {
                 break;
             }
-            if let Some(o) = &it.mem {
-                if !o.same_base(m) || o.aligned {
-                    break;
-                }
+            if let Some(o) = it.mem.as_ref().filter(|o| o.same_base(m)) {
                 low = low.min(o.disp + moved);
                 high = high.max(o.disp + moved + i64::from(o.size));
-                if high - low > SPAN {
+                if high - low > SPAN || o.aligned {
                     break;
                 }
                 write |= o.write;
@@ -147,7 +186,7 @@ impl Emitter<'_> {
                     _ => break,
                 }
             }
-            if it.end {
+            if it.end || it.is_call() {
                 break;
             }
         }
@@ -163,7 +202,7 @@ impl Emitter<'_> {
                 self.load_frame(0, i);
                 self.lea(0, None, Some((0, m.scale)), disp)?;
                 let at = Frame::high_offset(b);
-                dynasm!(self.a ; .arch x64 ; add rax, [rsp + at]);
+                dynasm!(self.a ; .arch x64 ; add rax, [BYTE rsp + at]);
                 Ok(())
             }
             (b, i) if in_frame(b) => {
@@ -181,13 +220,13 @@ impl Emitter<'_> {
     /// Guest register `r`, which lives in the frame, into host register `h`.
     pub(crate) fn load_frame(&mut self, h: u8, r: u8) {
         let at = Frame::high_offset(r);
-        dynasm!(self.a ; .arch x64 ; mov Rq(h), [rsp + at]);
+        dynasm!(self.a ; .arch x64 ; mov Rq(h), [BYTE rsp + at]);
     }
 
     /// Host register `h` into guest register `r`, which lives in the frame.
     pub(crate) fn store_frame(&mut self, h: u8, r: u8) {
         let at = Frame::high_offset(r);
-        dynasm!(self.a ; .arch x64 ; mov [rsp + at], Rq(h));
+        dynasm!(self.a ; .arch x64 ; mov [BYTE rsp + at], Rq(h));
     }
 
     /// LEA of host registers; in 32-bit code the result wraps at 4 GiB.
@@ -241,12 +280,15 @@ impl Emitter<'_> {
         }
         let last = c.size as i32 - 1;
         dynasm!(self.a ; .arch x64
-            ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [rsp + TLB]);
-        if last != 0 {
+            ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [BYTE rsp + TLB]);
+        if last > 127 {
             dynasm!(self.a ; .arch x64 ; add rax, last);
+        } else if last != 0 {
+            // ADD RAX, last with a byte constant.
+            self.a.extend(&[0x48, 0x83, 0xc0, last as u8]);
         }
         dynasm!(self.a ; .arch x64
-            ; or rax, 0xfff ; cmp rax, [r15 + tag] ; jne =>miss ; mov r15, [r15 + ADDEND]);
+            ; or rax, 0xfff ; cmp rax, [BYTE r15 + tag] ; jne =>miss ; mov r15, [BYTE r15 + ADDEND]);
         if !self.is64() {
             // The sum of host base and guest registers would not wrap at 4 GiB.
             self.linear(m, c.low)?;
@@ -261,24 +303,25 @@ impl Emitter<'_> {
         if has_base(m.seg) {
             let base = Frame::seg_offset(m.seg);
             match self.is64() {
-                true => dynasm!(self.a ; .arch x64 ; add rax, [rsp + base]),
-                false => dynasm!(self.a ; .arch x64 ; add eax, [rsp + base]),
+                true => dynasm!(self.a ; .arch x64 ; add rax, [BYTE rsp + base]),
+                false => dynasm!(self.a ; .arch x64 ; add eax, [BYTE rsp + base]),
             }
         }
         Ok(())
     }
 
     /// The lookup of an address known now. Leaves the host address of `c.low` in R15.
-    fn check_constant(&mut self, c: &Check, tag: i32, miss: DynamicLabel) -> Result<(), Unsupported> {
+    fn check_constant(&mut self, c: &Check, tag: i8, miss: DynamicLabel) -> Result<(), Unsupported> {
         let want = c.low.wrapping_add(c.size - 1) | 0xfff;
         let at = (c.low as u64 >> INDEX_SHIFT) as i32 & INDEX_MASK;
         let back = c.low.wrapping_sub(want) as i32;
+        let (tag, addend) = (at + i32::from(tag), at + i32::from(ADDEND));
         dynasm!(self.a ; .arch x64
-            ; mov r15, [rsp + TLB]
+            ; mov r15, [BYTE rsp + TLB]
             ; mov rax, QWORD want
-            ; cmp rax, [r15 + at + tag]
+            ; cmp rax, [r15 + tag]
             ; jne =>miss
-            ; mov r15, [r15 + at + ADDEND]
+            ; mov r15, [r15 + addend]
             ; lea r15, [r15 + rax + back]);
         Ok(())
     }
@@ -306,7 +349,7 @@ impl Emitter<'_> {
     fn single_at(&mut self, m: &MemRef, disp: i64) -> Result<Place, Unsupported> {
         if has_base(m.seg) {
             let base = Frame::seg_offset(m.seg);
-            dynasm!(self.a ; .arch x64 ; add r15, [rsp + base]);
+            dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + base]);
         }
         let Ok(small) = i32::try_from(disp) else { return Err(Unsupported) };
         let disp = i64::from(small);
@@ -316,7 +359,7 @@ impl Emitter<'_> {
                 Some(h) => Ok(Place { index: Some(h), scale: 0, disp }),
                 None => {
                     let at = Frame::high_offset(b);
-                    dynasm!(self.a ; .arch x64 ; add r15, [rsp + at]);
+                    dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + at]);
                     Ok(Place { index: None, scale: 0, disp })
                 }
             },
@@ -326,7 +369,7 @@ impl Emitter<'_> {
                     (_, Some(h)) => dynasm!(self.a ; .arch x64 ; add r15, Rq(h)),
                     (_, None) => {
                         let at = Frame::high_offset(b);
-                        dynasm!(self.a ; .arch x64 ; add r15, [rsp + at]);
+                        dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + at]);
                     }
                 }
                 match host(i) {
@@ -359,10 +402,10 @@ impl Emitter<'_> {
     }
 
     fn fetch_check(&mut self, rip: u64, token: u64, miss: DynamicLabel) -> usize {
-        let at = (rip >> INDEX_SHIFT) as i32 & INDEX_MASK;
-        dynasm!(self.a ; .arch x64 ; mov r15, [rsp + ITLB] ; mov rax, QWORD token as i64);
+        let at = ((rip >> INDEX_SHIFT) as i32 & INDEX_MASK) + i32::from(EXEC);
+        dynasm!(self.a ; .arch x64 ; mov r15, [BYTE rsp + ITLB] ; mov rax, QWORD token as i64);
         let offset = self.a.offset().0 - 8;
-        dynasm!(self.a ; .arch x64 ; cmp rax, [r15 + at + EXEC] ; jne =>miss);
+        dynasm!(self.a ; .arch x64 ; cmp rax, [r15 + at] ; jne =>miss);
         offset
     }
 
@@ -372,29 +415,5 @@ impl Emitter<'_> {
         let next = (self.unit.key.rip | 0xfff).wrapping_add(1);
         let next = if self.is64() { next } else { next & 0xffff_ffff };
         self.fetch_check(next, token, leave);
-    }
-
-    /// RAX (a guest RIP) is looked up in the jump cache; to `miss` if it is not there. Leaves in R15 the entry's address;
-    /// RFLAGS and RAX are lost.
-    pub(crate) fn jump_cache_lookup(&mut self, miss: DynamicLabel) {
-        use super::jump_cache::{CODE, MASK, RIP, SHIFT, SLOT, TOKEN};
-        use crate::jit::frame::JUMP_CACHE;
-        dynasm!(self.a ; .arch x64
-            ; mov r15d, eax ; shr r15d, 12 ; xor r15d, eax ; and r15d, MASK ; shl r15d, SHIFT
-            ; add r15, [rsp + JUMP_CACHE]
-            ; cmp rax, [r15 + RIP] ; jne =>miss
-            ; mov rax, [r15 + SLOT] ; add rax, [rsp + ITLB] ; mov rax, [rax + EXEC]
-            ; cmp rax, [r15 + TOKEN] ; jne =>miss
-        );
-        let _: i32 = CODE;
-    }
-}
-
-/// Does an instruction leave R15 alone (but for its memory operand)?
-fn keeps_window(it: &Item) -> bool {
-    match it.translate {
-        Translate::Identical => (it.gpr_used >> 13).count_ones() < 2 || it.mem.is_some(),
-        Translate::Emit(_) => super::stack::keeps_window(it),
-        Translate::Call => false,
     }
 }

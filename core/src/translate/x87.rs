@@ -5,7 +5,7 @@
 //! site does not find in the frame its description tells, and only a block's last instruction and last memory operand are
 //! stored, at the block's end or before a register of the operand's address changes.
 
-use super::emit::{Cold, Emitter, Unsupported, host};
+use super::emit::{Emitter, Unsupported, host};
 use super::identical::redirect;
 use super::site::{Site, What};
 use super::unit::{Item, MemRef};
@@ -145,15 +145,15 @@ impl Emitter<'_> {
         if self.x87 {
             return Ok(());
         }
-        self.window = None;
+        self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;
         let site = self.site(What::X87 { rest });
         self.x87 = true;
-        let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
-        self.cold.push(Cold::Slow { from, site, resume: Some((back, false)) });
-        dynasm!(self.a ; .arch x64 ; cmp BYTE [rsp + X87], at::VCPU as i8 ; je =>from ; =>back);
+        let from = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; cmp BYTE [rsp + X87], at::VCPU as i8 ; je =>from);
+        self.slow_and_back(from, site);
         Ok(())
     }
 
@@ -273,7 +273,7 @@ pub fn fnstsw_ax(e: &mut Emitter<'_>, _: &Item) -> Result<(), Unsupported> {
 /// FLDCW: interpreted if it unmasks an exception.
 pub fn fldcw(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     e.enter_x87()?;
-    e.window = None;
+    e.windows.clear();
     e.before_clobber();
     e.check_budget_here();
     if !e.options.inline_tlb {

@@ -44,9 +44,7 @@ impl Ctx<'_> {
         let bytes = n as usize * W::SIZE;
         let dst = self.sys.mem.ram.as_mut_slice().get_mut(at..at.checked_add(bytes)?)?;
         let v = W::reg(self.cpu, RAX as u8);
-        for d in dst.chunks_exact_mut(W::SIZE) {
-            v.to_slice(d);
-        }
+        fill(dst, v);
         self.set_indexed(RDI, i.addr_mask, di.wrapping_add(bytes as u64));
         (n > 0).then_some(n)
     }
@@ -73,5 +71,22 @@ impl Ctx<'_> {
         self.set_indexed(RSI, i.addr_mask, si.wrapping_add(bytes as u64));
         self.set_indexed(RDI, i.addr_mask, di.wrapping_add(bytes as u64));
         Some(n)
+    }
+}
+
+/// Fills `dst` (whole elements) with `v`: what is filled already is copied on, in ever larger pieces.
+#[inline]
+fn fill<W: Width>(dst: &mut [u8], v: W) {
+    let pattern = v.u().to_le_bytes();
+    if pattern[..W::SIZE].iter().all(|b| *b == pattern[0]) {
+        dst.fill(pattern[0]);
+        return;
+    }
+    let mut done = W::SIZE.min(dst.len());
+    dst[..done].copy_from_slice(&pattern[..done]);
+    while done < dst.len() {
+        let n = done.min(dst.len() - done);
+        dst.copy_within(..n, done);
+        done += n;
     }
 }
