@@ -316,6 +316,13 @@ impl Emitter<'_> {
         }
     }
 
+    /// Makes CF be in RFLAGS, for an instruction that overwrites all other flags.
+    pub(super) fn need_carry(&mut self) {
+        if !self.flags.host {
+            dynasm!(self.a ; .arch x64 ; bt DWORD [BYTE rsp + FLAGS_BELOW], 0);
+        }
+    }
+
     /// Before code that clobbers RFLAGS.
     pub(crate) fn before_clobber(&mut self) {
         let f = self.flags;

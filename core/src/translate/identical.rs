@@ -46,7 +46,11 @@ impl Emitter<'_> {
     pub(crate) fn identical_at(&mut self, it: &Item, place: Option<Place>) -> Result<(), Unsupported> {
         let partial = it.writes != 0 && !it.full;
         if it.reads != 0 || partial && !self.unobserved(self.k) {
-            self.need_host();
+            match it.i.mnemonic() {
+                // They overwrite all other flags.
+                Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Adc | Mnemonic::Sbb => self.need_carry(),
+                _ => self.need_host(),
+            }
         }
         let mut i = generic(&it.i);
         i.set_has_lock_prefix(false);
