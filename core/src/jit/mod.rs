@@ -1,7 +1,8 @@
 //! Executable host memory and the code in it. All `unsafe` of generated code lives here.
 //!
 //! `buffer` owns the memory, `thunk` and `x87` make the short sequences that run one guest SIMD or x87 instruction on
-//! the host, `entry` calls them. docs/unsafe.md lists every use of `unsafe` with its reason.
+//! the host, `entry` calls them. `x87_image` carries the x87 state into translated code and back, `x87_probe` tells which
+//! x87 instructions this host does in its own way. docs/unsafe.md lists every use of `unsafe` with its reason.
 
 pub mod buffer;
 pub mod entry;
@@ -11,6 +12,7 @@ pub mod stubs;
 pub mod thunk;
 pub mod x87;
 pub mod x87_image;
+pub mod x87_probe;
 
 use crate::vcpu::cpuid::CpuModel;
 

@@ -3,6 +3,8 @@
 //!
 //! While generated code runs, the vCPU and the system are lent out: the only references to them are made anew, from
 //! the frame's `run`, inside the helper, and are gone when it returns. The helper never unwinds into generated code.
+//! At a site that does not look at the x87 state the helper runs with the guest's x87 registers and control word in the
+//! host's (see `x87_image`); whoever looks at them has had them saved by the stub.
 
 #![allow(unsafe_code)]
 

@@ -19,7 +19,7 @@ pub mod at {
 }
 
 /// The 108 bytes of FNSAVE: 32-bit protected-mode layout (SDM vol. 1, figures 8-9 and 8-13).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(16))]
 pub struct Image {
     fcw: u32,
@@ -117,7 +117,7 @@ mod tests {
         (f.ftw, f.fcw) = (0b1010_0110, 0xe7f);
         f.set_top(5);
         f.fsw |= sw::C3 | sw::PE;
-        let mut i = Image { fcw: 0, fsw: 0, tags: 0, pointers: [0; 4], st: [[0; 10]; 8] };
+        let mut i = Image::default();
         i.set(&f);
         assert_eq!(i.st[0][8..], 0x4005u16.to_le_bytes());
         let mut g = Fpu::new();

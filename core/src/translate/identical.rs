@@ -36,7 +36,7 @@ impl Emitter<'_> {
             self.enter_sse();
         }
         if it.x87 != Use::No {
-            self.enter_x87()?;
+            self.enter_x87(it)?;
         }
         let place = it.mem.as_ref().map(|m| self.access(m)).transpose()?;
         self.identical_at(it, place)

@@ -12,10 +12,11 @@ use super::unit::{Item, MemRef};
 use crate::ctx::Ctx;
 use crate::jit::frame::{Frame, X87, X87_FDP, X87_FIP, X87_SEG};
 use crate::jit::x87_image::at;
+use crate::jit::x87_probe::differs;
 use crate::vcpu::{Seg, ZERO};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{
-    Code, CpuidFeature, Instruction, Mnemonic, OpCodeOperandKind as K, OpCodeTableKind, Register,
+    Code, CpuidFeature, Instruction, Mnemonic, OpCodeOperandKind as K, OpCodeTableKind, OpKind, Register,
 };
 use std::sync::LazyLock;
 
@@ -60,6 +61,11 @@ fn classify(code: Code) -> Use {
         )
     });
     if aliased || state || code == Code::Wait { Use::Uses } else { Use::No }
+}
+
+/// Has it an MMX register?
+fn uses_mm(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
 }
 
 /// Instructions that are not recorded: they manage the state itself.
@@ -138,8 +144,9 @@ pub fn apply(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) {
 
 impl Emitter<'_> {
     /// Makes sure the guest's x87 state is in the host's registers.
-    pub(super) fn enter_x87(&mut self) -> Result<(), Unsupported> {
-        if !self.options.x87 {
+    pub(super) fn enter_x87(&mut self, it: &Item) -> Result<(), Unsupported> {
+        let mmx = it.x87 == Use::Uses && uses_mm(&it.i);
+        if !self.options.x87 || differs(if mmx { Mnemonic::Paddd } else { it.i.mnemonic() }) {
             return Err(Unsupported);
         }
         if self.x87 {
@@ -264,15 +271,15 @@ fn moves(it: &Item, m: &MemRef) -> Option<i64> {
 }
 
 /// FNSTSW AX: the guest's AX is in R14.
-pub fn fnstsw_ax(e: &mut Emitter<'_>, _: &Item) -> Result<(), Unsupported> {
-    e.enter_x87()?;
+pub fn fnstsw_ax(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    e.enter_x87(it)?;
     dynasm!(e.a ; .arch x64 ; fnstsw ax ; mov r14w, ax);
     Ok(())
 }
 
 /// FLDCW: interpreted if it unmasks an exception.
 pub fn fldcw(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
-    e.enter_x87()?;
+    e.enter_x87(it)?;
     e.windows.clear();
     e.before_clobber();
     e.check_budget_here();
@@ -291,8 +298,8 @@ pub fn fldcw(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
 }
 
 /// WAIT: nothing is pending while the state is in the host's registers.
-pub fn wait(e: &mut Emitter<'_>, _: &Item) -> Result<(), Unsupported> {
-    e.enter_x87()
+pub fn wait(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    e.enter_x87(it)
 }
 
 #[cfg(test)]
