@@ -17,10 +17,8 @@ use std::ptr::NonNull;
 #[repr(C, align(64))]
 pub struct Frame {
     // What every block uses comes first, within reach of a one-byte displacement.
-    /// Guest R13, R14, R15: no host register is left for them.
-    pub high: [u64; 3],
-    /// Instructions left before [`Frame::base`], counted down by each block.
-    pub budget: i64,
+    /// Guest R12 to R15: no host register is left for them.
+    pub high: [u64; 4],
     /// The TLB arrays of the current address space and privilege: data and fetches.
     pub tlb: u64,
     pub itlb: u64,
@@ -49,6 +47,8 @@ pub struct Frame {
     pub x87_image: Image,
     /// The stub `slow_x87`.
     pub slow_x87: u64,
+    /// Instructions left before [`Frame::base`], while a helper runs; else in R12, counted down by each block.
+    pub budget: i64,
     /// Where a slow path comes back to.
     pub resume: u64,
     /// Address of the vCPU's general registers and of its XMM registers.
@@ -91,7 +91,6 @@ macro_rules! offsets {
 }
 offsets! { i8:
     HIGH = high;
-    BUDGET = budget;
     TLB = tlb;
     ITLB = itlb;
     OPEN = windows;
@@ -103,6 +102,7 @@ offsets! { i8:
 }
 offsets! { i32:
     SSE = sse;
+    BUDGET = budget;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
     X87 = x87;
@@ -209,9 +209,9 @@ impl Frame {
         SEG_BASE + 8 * (seg as i8 - Seg::Fs as i8)
     }
 
-    /// Offset of guest register `r` (13 to 15).
+    /// Offset of guest register `r` (12 to 15).
     pub const fn high_offset(r: u8) -> i8 {
-        HIGH + 8 * (r as i8 - 13)
+        HIGH + 8 * (r as i8 - 12)
     }
 }
 

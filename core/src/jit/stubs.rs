@@ -1,15 +1,15 @@
 //! The fixed pieces of generated code: the way in, the way out, and the way to a helper and back. Owns which host
 //! register holds which guest register.
 //!
-//! RAX and R15 are scratch; guest RAX is in R14, guest RSP in R13, guest R13 to R15 in the
+//! RAX and R15 are scratch, R12 is the budget; guest RAX is in R14, guest RSP in R13, guest R12 to R15 in the
 //! frame; every other guest register is in the host register of its name.
 
 // `dynasm!` converts register numbers.
 #![allow(clippy::useless_conversion)]
 
 use super::frame::{
-    FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET, X87,
-    X87_IMAGE, XMM,
+    BUDGET, FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET,
+    X87, X87_IMAGE, XMM,
 };
 use super::x87_image::at;
 use crate::translate::jump_cache;
@@ -17,7 +17,7 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 
 /// Host register of each guest register; [`IN_FRAME`] if it has none.
-pub const HOST: [u8; 16] = [14, 1, 2, 3, 13, 5, 6, 7, 8, 9, 10, 11, 12, IN_FRAME, IN_FRAME, IN_FRAME];
+pub const HOST: [u8; 16] = [14, 1, 2, 3, 13, 5, 6, 7, 8, 9, 10, 11, IN_FRAME, IN_FRAME, IN_FRAME, IN_FRAME];
 /// Marks a guest register that lives in the frame.
 pub const IN_FRAME: u8 = 0xff;
 
@@ -145,12 +145,12 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
 
 /// The vCPU's registers and the frame's flags into their places.
 fn load_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [rsp + FLAGS] ; mov [BYTE rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
+    dynasm!(a ; .arch x64 ; mov r12, [rsp + BUDGET] ; mov rax, [rsp + FLAGS] ; mov [BYTE rsp + FLAGS_BELOW], rax ; mov rax, [rsp + GPR]);
     for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
                 ; mov r15, [BYTE rax + guest * 8]
-                ; mov [BYTE rsp + HIGH + (guest - 13) * 8], r15),
+                ; mov [BYTE rsp + HIGH + (guest - 12) * 8], r15),
             h => dynasm!(a ; .arch x64 ; mov Rq(h), [BYTE rax + guest * 8]),
         }
     }
@@ -158,11 +158,11 @@ fn load_registers(a: &mut Asm) {
 
 /// The reverse. RAX and R15 are lost.
 fn store_registers(a: &mut Asm) {
-    dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
+    dynasm!(a ; .arch x64 ; mov [rsp + BUDGET], r12 ; mov rax, [BYTE rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
     for (guest, host) in (0i8..).zip(HOST) {
         match host {
             IN_FRAME => dynasm!(a ; .arch x64
-                ; mov r15, [BYTE rsp + HIGH + (guest - 13) * 8]
+                ; mov r15, [BYTE rsp + HIGH + (guest - 12) * 8]
                 ; mov [BYTE rax + guest * 8], r15),
             h => dynasm!(a ; .arch x64 ; mov [BYTE rax + guest * 8], Rq(h)),
         }

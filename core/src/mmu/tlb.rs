@@ -28,53 +28,56 @@ pub const FETCH: u32 = 4;
 
 const PAGE: u64 = !0xfff;
 
-/// A TLB entry: in a data array `read` and `write` are tags (the linear page with its low 12 bits set; 0 never
-/// matches) and `exec` is 0; in a fetch array `exec` is a [`token`] and the tags are 0.
+/// A TLB entry as it is stored. In a data array `read` and `write` are tags: the base of the linear page, or
+/// [`empty`]; in a fetch array `exec` is a [`token`], or 0.
+///
+/// An access of `size` bytes at `lin` is allowed, and stays in the page, if `lin - tag <= 4096 - size`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Entry {
     pub read: u64,
     pub write: u64,
     pub exec: u64,
-    /// Host address minus linear address.
-    pub addend: u64,
+    /// Host address of the page.
+    pub host: u64,
 }
 
-/// An entry as it is stored.
+/// An entry, for views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Base of the linear page.
+    pub page: u64,
+    /// Base of the guest-physical page.
+    pub gpa: u64,
+    pub read: bool,
+    pub write: bool,
+    pub exec: bool,
+}
+
+/// [`Entry`] as an array of integers, because only of such does `vec!` take zeroed memory as it comes.
 type Words = [u64; 4];
 const READ: usize = 0;
 const WRITE: usize = 1;
 const EXEC: usize = 2;
-const ADDEND: usize = 3;
+const HOST: usize = 3;
 const _: () = assert!(
     size_of::<Words>() == size_of::<Entry>()
         && std::mem::offset_of!(Entry, read) == 8 * READ
         && std::mem::offset_of!(Entry, write) == 8 * WRITE
         && std::mem::offset_of!(Entry, exec) == 8 * EXEC
-        && std::mem::offset_of!(Entry, addend) == 8 * ADDEND
+        && std::mem::offset_of!(Entry, host) == 8 * HOST
 );
 
-impl Entry {
-    /// Base of the linear page; `None` if the entry is empty.
-    pub const fn page(&self) -> Option<u64> {
-        match (self.read | self.write, self.exec) {
-            (0, 0) => None,
-            (0, t) => Some((t as i64 >> 16) as u64 & PAGE),
-            (tag, _) => Some(tag & PAGE),
-        }
-    }
-    const fn of(w: Words) -> Self {
-        Self { read: w[READ], write: w[WRITE], exec: w[EXEC], addend: w[ADDEND] }
-    }
-    const fn words(self) -> Words {
-        [self.read, self.write, self.exec, self.addend]
-    }
+/// The tag of entry `i` that allows nothing: a page whose accesses look at another entry. Zero but for the first entry
+/// of an array.
+const fn empty(i: usize) -> u64 {
+    if i & (ENTRIES - 1) == 0 { 0x1000 } else { 0 }
 }
 
-/// The tag an access of `size` bytes at `lin` must find; a straddling access matches no entry.
+/// Does a tag allow an access of `size` bytes at `lin`?
 #[inline(always)]
-pub const fn tag(lin: u64, size: usize) -> u64 {
-    lin.wrapping_add(size as u64 - 1) | 0xfff
+const fn allows(tag: u64, lin: u64, size: usize) -> bool {
+    lin.wrapping_sub(tag) <= 4096 - size as u64
 }
 
 /// Set in every token, so that an empty entry holds none.
@@ -132,9 +135,12 @@ impl Tlb {
     /// An empty TLB over a slab of `pages` pages at host address `host`.
     pub fn new(pages: usize, host: u64) -> Self {
         let arrays = ASIDS * ARRAYS;
+        let mut entries: Vec<Words> = vec![[0; 4]; arrays << ENTRY_BITS];
+        for a in (0..arrays).filter(|a| *a as u32 & FETCH == 0) {
+            entries[a << ENTRY_BITS] = [empty(0), empty(0), 0, 0];
+        }
         Self {
-            // Arrays of integers, because only of such does `vec!` take zeroed memory as it comes.
-            entries: vec![[0; 4]; arrays << ENTRY_BITS],
+            entries,
             infos: vec![[0; 3]; arrays << ENTRY_BITS],
             heads: vec![0; pages],
             used: vec![false; arrays],
@@ -166,14 +172,14 @@ impl Tlb {
     #[inline(always)]
     pub fn read_hit(&self, array: u32, lin: u64, size: usize) -> Option<usize> {
         let e = self.entries.get(slot(array, lin))?;
-        (e[READ] == tag(lin, size)).then(|| self.offset(e, lin))
+        allows(e[READ], lin, size).then(|| self.offset(e, lin))
     }
 
     /// The slab offset of `lin` if a write tag allows a write of `size` bytes.
     #[inline(always)]
     pub fn write_hit(&self, array: u32, lin: u64, size: usize) -> Option<usize> {
         let e = self.entries.get(slot(array, lin))?;
-        (e[WRITE] == tag(lin, size)).then(|| self.offset(e, lin))
+        allows(e[WRITE], lin, size).then(|| self.offset(e, lin))
     }
 
     /// The guest-physical address and slab offset of `lin` if it may be fetched from; `array` is the number of the
@@ -189,7 +195,7 @@ impl Tlb {
 
     #[inline(always)]
     fn offset(&self, e: &Words, lin: u64) -> usize {
-        lin.wrapping_add(e[ADDEND]).wrapping_sub(self.host) as usize
+        e[HOST].wrapping_sub(self.host) as usize | (lin & 0xfff) as usize
     }
 
     /// Installs (or replaces) the entry of a page.
@@ -200,21 +206,21 @@ impl Tlb {
         }
         let i = slot(array, f.lin);
         let (data, lin) = (array & FETCH == 0, f.lin & PAGE);
-        let tag = |on: bool| if on && data { lin | 0xfff } else { 0 };
+        let tag = |on: bool| if on && data { lin } else { empty(i) };
         let exec = if f.exec && !data { token(lin, f.gpa) } else { 0 };
-        let addend = ((f.slab as u64) << 12).wrapping_add(self.host).wrapping_sub(lin);
-        let entry = Entry { read: tag(f.read), write: tag(f.write), exec, addend };
+        let host = ((f.slab as u64) << 12).wrapping_add(self.host);
+        let words: Words = [tag(f.read), tag(f.write), exec, host];
         let frame = (f.gpa >> 12) as u32;
-        if self.entries[i] == entry.words() && self.infos[i][FRAME] == frame {
+        if self.entries[i] == words && self.infos[i][FRAME] == frame {
             return;
         }
-        self.replaced_write |= self.entries[i][WRITE] != 0;
+        self.replaced_write |= self.has_write(i);
         self.clear(i);
-        if entry.page().is_none() {
+        if page(i, &words).is_none() {
             return;
         }
         self.used[a] = true;
-        self.entries[i] = entry.words();
+        self.entries[i] = words;
         self.link(i, f.slab, frame);
     }
 
@@ -256,7 +262,7 @@ impl Tlb {
     pub fn drop_linear(&mut self, lin: u64) {
         for a in 0..self.used.len() {
             let i = slot(a as u32, lin);
-            if Entry::of(self.entries[i]).page() == Some(lin & PAGE) {
+            if page(i, &self.entries[i]) == Some(lin & PAGE) {
                 self.clear(i);
             }
         }
@@ -269,11 +275,12 @@ impl Tlb {
         if !self.used.get(array as usize).is_some_and(|u| *u) {
             return;
         }
-        let inside = |w: Words| Entry::of(w).page().is_some_and(|p| p.wrapping_sub(base) >> 12 < pages);
+        let inside =
+            |t: &Self, i: usize| page(i, &t.entries[i]).is_some_and(|p| p.wrapping_sub(base) >> 12 < pages);
         if pages < ENTRIES as u64 {
             for n in 0..pages {
                 let i = slot(array, base.wrapping_add(n << 12));
-                if inside(self.entries[i]) {
+                if inside(self, i) {
                     self.clear(i);
                 }
             }
@@ -281,7 +288,7 @@ impl Tlb {
         }
         let first = (array as usize) << ENTRY_BITS;
         for i in first..first + ENTRIES {
-            if inside(self.entries[i]) {
+            if inside(self, i) {
                 self.clear(i);
             }
         }
@@ -306,34 +313,44 @@ impl Tlb {
         }
     }
 
-    /// The entries of an array that hold something, with their guest-physical pages.
-    pub fn entries(&self, array: u32) -> impl Iterator<Item = (Entry, u64)> {
+    /// The entries of an array that hold something.
+    pub fn entries(&self, array: u32) -> impl Iterator<Item = Held> {
         let first = ((array as usize) << ENTRY_BITS).min(self.entries.len());
         let last = match self.used.get(array as usize) {
             Some(true) => first + ENTRIES,
             _ => first,
         };
-        let both = self.entries[first..last].iter().zip(&self.infos[first..last]);
-        both.map(|(e, i)| (Entry::of(*e), u64::from(i[FRAME]) << 12)).filter(|(e, _)| e.page().is_some())
+        (first..last).filter_map(move |i| {
+            let (w, fetch) = (&self.entries[i], array & FETCH != 0);
+            Some(Held {
+                page: page(i, w)?,
+                gpa: u64::from(self.infos[i][FRAME]) << 12,
+                read: !fetch && w[READ] != empty(i),
+                write: !fetch && w[WRITE] != empty(i),
+                exec: w[EXEC] != 0,
+            })
+        })
     }
 
     fn clear(&mut self, i: usize) {
-        let e = Entry::of(self.entries[i]);
-        if let Some(page) = e.page() {
+        if let Some(page) = page(i, &self.entries[i]) {
             let slab = self.offset(&self.entries[i], page) >> 12;
             self.unlink(i, slab);
-            self.entries[i] = [0; 4];
+            self.entries[i] = [empty(i), empty(i), 0, 0];
         }
+    }
+
+    fn has_write(&self, i: usize) -> bool {
+        !is_fetch(i) && self.entries[i][WRITE] != empty(i)
     }
 
     /// Clears the write tag of an entry; says whether it had one.
     fn clear_write(&mut self, i: usize) -> bool {
-        let e = &mut self.entries[i];
-        let had = e[WRITE] != 0;
-        if had && e[READ] == 0 {
+        let had = self.has_write(i);
+        if had && self.entries[i][READ] == empty(i) {
             self.clear(i);
-        } else {
-            e[WRITE] = 0;
+        } else if had {
+            self.entries[i][WRITE] = empty(i);
         }
         had
     }
@@ -355,6 +372,25 @@ impl Tlb {
         if next != 0 {
             self.infos[next as usize - 1][PREV] = prev;
         }
+    }
+}
+
+/// Is entry `i` in a fetch array?
+const fn is_fetch(i: usize) -> bool {
+    (i >> ENTRY_BITS) as u32 & FETCH != 0
+}
+
+/// Base of the linear page entry `i` is for; `None` if it is empty.
+const fn page(i: usize, w: &Words) -> Option<u64> {
+    if is_fetch(i) {
+        return if w[EXEC] == 0 { None } else { Some((w[EXEC] as i64 >> 16) as u64 & PAGE) };
+    }
+    if w[READ] != empty(i) {
+        Some(w[READ])
+    } else if w[WRITE] != empty(i) {
+        Some(w[WRITE])
+    } else {
+        None
     }
 }
 

@@ -9,7 +9,7 @@ use super::x87::{Note, X87At};
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{BUDGET, FLAGS_BELOW, LEAVE, SLOW, SLOW_X87, SSE};
+use crate::jit::frame::{FLAGS_BELOW, LEAVE, SLOW, SLOW_X87, SSE};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -121,6 +121,8 @@ pub struct Emitter<'a> {
     pub(crate) a: &'a mut Asm,
     pub(super) unit: &'a Unit,
     pub(super) options: JitOptions,
+    /// The host has BMI2.
+    pub(super) bmi2: bool,
     insns: Arc<[Insn]>,
     pub(super) flags: FlagState,
     /// Number of the current instruction.
@@ -185,6 +187,7 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         a: &mut tools.asm,
         unit,
         options: target.options,
+        bmi2: is_x86_feature_detected!("bmi2"),
         insns,
         flags: FlagState::default(),
         k: 0,
@@ -509,11 +512,9 @@ impl Emitter<'_> {
         self.budgeted = true;
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
-        let n = self.items().len() as i32;
+        let n = self.items().len() as i8;
         const { assert!(super::MAX_INSNS <= i8::MAX as usize) };
-        // SUB QWORD [rsp + BUDGET], n with both constants in a byte, which the assembler has no way to ask for.
-        self.a.extend(&[0x48, 0x83, 0x6c, 0x24, BUDGET as u8, n as u8]);
-        dynasm!(self.a ; .arch x64 ; js =>from);
+        dynasm!(self.a ; .arch x64 ; sub r12, BYTE n ; js =>from);
     }
 
     /// At the end of a block without any better place.

@@ -144,7 +144,7 @@ impl Emitter<'_> {
 }
 
 /// Can operand `n`, a register, be replaced by its image in the frame? Not if it is written with 32 bits: the upper half
-/// would stay.
+/// would stay. Nor if it is there twice.
 fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     let rm = matches!(
         i.code().op_code().op_kind(n),
@@ -155,7 +155,10 @@ fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
     );
     let r = i.op_register(n);
     let written = it.gpr_written & (1 << r.full_register().number()) != 0;
-    rm && (!written || r.size() == 8)
+    let same =
+        |o: u32| i.op_kind(o) == OpKind::Register && i.op_register(o).full_register() == r.full_register();
+    let alone = (0..i.op_count()).filter(|o| same(*o)).count() == 1;
+    rm && alone && (!written || r.size() == 8)
 }
 
 /// Replaces operand `n` by guest register `guest` in the frame.

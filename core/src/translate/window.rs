@@ -1,8 +1,8 @@
 //! Memory operands in generated code: the inline TLB lookup, and windows: accesses off one base that share one.
 //!
-//! A lookup leaves in R15 what turns the operand into a host address. Of the TLB entry it checks the tag of the kind of
-//! access (see `mmu::tlb`): the page of the last byte must be the one of the first, or the tag does not match. So an
-//! access through a matching entry stays in that entry's page of the slab.
+//! A lookup leaves the operand's host address in R15. It subtracts the tag of the TLB entry for the kind of access (see
+//! `mmu::tlb`) from the linear address: if what is left is at most the size of a page less that of the access, it is
+//! the offset in the page, which is added to the page's host address. So an access stays in that page of the slab.
 
 use super::emit::{Emitter, Unsupported, host};
 use super::unit::{Item, MemRef};
@@ -12,6 +12,9 @@ use crate::vcpu::ZERO;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
+/// R15's number.
+const R15: u8 = 15;
+
 /// Bytes a window spans at most.
 const SPAN: i64 = 1024;
 /// Instructions a window spans at most.
@@ -20,7 +23,7 @@ const REACH: usize = 32;
 const READ: i8 = std::mem::offset_of!(Entry, read) as i8;
 const WRITE: i8 = std::mem::offset_of!(Entry, write) as i8;
 const EXEC: i8 = std::mem::offset_of!(Entry, exec) as i8;
-const ADDEND: i8 = std::mem::offset_of!(Entry, addend) as i8;
+const HOST_PAGE: i8 = std::mem::offset_of!(Entry, host) as i8;
 /// log2 of an entry's size.
 const ENTRY_SHIFT: i8 = 5;
 const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
@@ -43,19 +46,16 @@ pub struct Window {
     slot: Option<u8>,
 }
 
-/// A host memory operand: R15, maybe an index register, and a displacement.
+/// A host memory operand: R15 plus a displacement.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    pub index: Option<u8>,
-    pub scale: u8,
     pub disp: i64,
 }
 
 impl Place {
     pub fn operand(&self) -> MemoryOperand {
-        let index = self.index.map_or(Register::None, gpr64);
         let size = u32::from(self.disp != 0);
-        MemoryOperand::new(Register::R15, index, 1 << self.scale, self.disp, size, false, Register::None)
+        MemoryOperand::new(Register::R15, Register::None, 1, self.disp, size, false, Register::None)
     }
 }
 
@@ -82,7 +82,7 @@ impl Emitter<'_> {
         if let Some(n) = self.windows.iter().position(|w| w.of.same_base(m)) {
             self.fetch_window(n);
             let w = &self.windows[n];
-            return Ok(Place { index: None, scale: 0, disp: m.disp + w.moved - w.low });
+            return Ok(Place { disp: m.disp + w.moved - w.low });
         }
         self.before_clobber();
         self.check_budget_here();
@@ -93,9 +93,8 @@ impl Emitter<'_> {
         }
         let miss = self.slow_label(until);
         self.check(m, &Check { low, size: high - low, write, aligned: false }, miss)?;
-        self.make_pointer(m, low)?;
         self.windows.push(Window { of: *m, low, moved: 0, until, in_r15: true, slot: None });
-        Ok(Place { index: None, scale: 0, disp: m.disp - low })
+        Ok(Place { disp: m.disp - low })
     }
 
     /// Gets window `n` into R15.
@@ -140,7 +139,7 @@ impl Emitter<'_> {
         let miss = self.slow_label(self.k);
         let c = Check { low: m.disp, size: m.size.into(), write: m.write, aligned: m.aligned };
         self.check(m, &c, miss)?;
-        self.single(m)
+        Ok(Place { disp: 0 })
     }
 
     /// Follows what instruction `it` added to the base of an open window: called after it.
@@ -193,28 +192,34 @@ impl Emitter<'_> {
         best
     }
 
-    /// The operand's address with displacement `disp` into RAX; RFLAGS are lost.
-    pub(super) fn address(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
-        let parts = (m.base, m.index);
+    /// The operand's linear address with displacement `disp` into R15; RAX and RFLAGS are lost.
+    fn linear(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
         let in_frame = |r: u8| r != ZERO && host(r).is_none();
-        match parts {
+        let index = |h: u8| Some((h, m.scale));
+        match (m.base, m.index) {
             (b, i) if in_frame(b) && in_frame(i) => {
+                self.load_frame(R15, b);
                 self.load_frame(0, i);
-                self.lea(0, None, Some((0, m.scale)), disp)?;
-                let at = Frame::high_offset(b);
-                dynasm!(self.a ; .arch x64 ; add rax, [BYTE rsp + at]);
-                Ok(())
+                self.lea(R15, Some(R15), index(0), disp)?;
             }
             (b, i) if in_frame(b) => {
-                self.load_frame(0, b);
-                self.lea(0, Some(0), host(i).map(|h| (h, m.scale)), disp)
+                self.load_frame(R15, b);
+                self.lea(R15, Some(R15), host(i).and_then(index), disp)?;
             }
             (b, i) if in_frame(i) => {
-                self.load_frame(0, i);
-                self.lea(0, host(b), Some((0, m.scale)), disp)
+                self.load_frame(R15, i);
+                self.lea(R15, host(b), index(R15), disp)?;
             }
-            (b, i) => self.lea(0, host(b), host(i).map(|h| (h, m.scale)), disp),
+            (b, i) => self.lea(R15, host(b), host(i).and_then(index), disp)?,
         }
+        if has_base(m.seg) {
+            let base = Frame::seg_offset(m.seg);
+            match self.is64() {
+                true => dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + base]),
+                false => dynasm!(self.a ; .arch x64 ; add r15d, [BYTE rsp + base]),
+            }
+        }
+        Ok(())
     }
 
     /// Guest register `r`, which lives in the frame, into host register `h`.
@@ -267,132 +272,49 @@ impl Emitter<'_> {
         self.encode(&i)
     }
 
-    /// The lookup. Afterwards R15 holds the addend, in 32-bit code the host address of displacement `c.low`.
+    /// The lookup: R15 becomes the host address of displacement `c.low`. RAX and RFLAGS are lost.
     fn check(&mut self, m: &MemRef, c: &Check, miss: DynamicLabel) -> Result<(), Unsupported> {
         let tag = if c.write { WRITE } else { READ };
         if m.base == ZERO && m.index == ZERO && self.is64() && !has_base(m.seg) && !c.aligned {
-            return self.check_constant(c, tag, miss);
+            self.check_constant(c, tag, miss);
+            return Ok(());
         }
         self.linear(m, c.low)?;
         if c.aligned {
             let mask = c.size as i8 - 1;
-            dynasm!(self.a ; .arch x64 ; test al, mask ; jne =>miss);
+            dynasm!(self.a ; .arch x64 ; test r15b, mask ; jne =>miss);
         }
-        let last = c.size as i32 - 1;
-        dynasm!(self.a ; .arch x64
-            ; mov r15, rax ; shr r15, INDEX_SHIFT ; and r15d, INDEX_MASK ; add r15, [BYTE rsp + TLB]);
-        if last > 127 {
-            dynasm!(self.a ; .arch x64 ; add rax, last);
-        } else if last != 0 {
-            // ADD RAX, last with a byte constant.
-            self.a.extend(&[0x48, 0x83, 0xc0, last as u8]);
+        let room = 4096 - c.size as i32;
+        if self.bmi2 {
+            // RORX EAX, R15D, INDEX_SHIFT: the index is in the low half.
+            self.a.extend(&[0xc4, 0xc3, 0x7b, 0xf0, 0xc7, INDEX_SHIFT as u8]);
+        } else {
+            dynasm!(self.a ; .arch x64 ; mov eax, r15d ; shr eax, INDEX_SHIFT);
         }
         dynasm!(self.a ; .arch x64
-            ; or rax, 0xfff ; cmp rax, [BYTE r15 + tag] ; jne =>miss ; mov r15, [BYTE r15 + ADDEND]);
-        if !self.is64() {
-            // The sum of host base and guest registers would not wrap at 4 GiB.
-            self.linear(m, c.low)?;
-            dynasm!(self.a ; .arch x64 ; add r15, rax);
-        }
+            ; and eax, INDEX_MASK
+            ; add rax, [BYTE rsp + TLB]
+            ; sub r15, [BYTE rax + tag]
+            ; cmp r15, room
+            ; ja =>miss
+            ; add r15, [BYTE rax + HOST_PAGE]
+        );
         Ok(())
     }
 
-    /// The operand's linear address with displacement `disp` into RAX; RFLAGS are lost.
-    fn linear(&mut self, m: &MemRef, disp: i64) -> Result<(), Unsupported> {
-        self.address(m, disp)?;
-        if has_base(m.seg) {
-            let base = Frame::seg_offset(m.seg);
-            match self.is64() {
-                true => dynasm!(self.a ; .arch x64 ; add rax, [BYTE rsp + base]),
-                false => dynasm!(self.a ; .arch x64 ; add eax, [BYTE rsp + base]),
-            }
-        }
-        Ok(())
-    }
-
-    /// The lookup of an address known now. Leaves the host address of `c.low` in R15.
-    fn check_constant(&mut self, c: &Check, tag: i8, miss: DynamicLabel) -> Result<(), Unsupported> {
-        let want = c.low.wrapping_add(c.size - 1) | 0xfff;
+    /// The lookup of an address known now.
+    fn check_constant(&mut self, c: &Check, tag: i8, miss: DynamicLabel) {
         let at = (c.low as u64 >> INDEX_SHIFT) as i32 & INDEX_MASK;
-        let back = c.low.wrapping_sub(want) as i32;
-        let (tag, addend) = (at + i32::from(tag), at + i32::from(ADDEND));
+        let (tag, page) = (at + i32::from(tag), at + i32::from(HOST_PAGE));
+        let room = 4096 - c.size as i32;
         dynasm!(self.a ; .arch x64
-            ; mov r15, [BYTE rsp + TLB]
-            ; mov rax, QWORD want
-            ; cmp rax, [r15 + tag]
-            ; jne =>miss
-            ; mov r15, [r15 + addend]
-            ; lea r15, [r15 + rax + back]);
-        Ok(())
-    }
-
-    /// After a lookup: R15 becomes the host address of displacement `low`.
-    fn make_pointer(&mut self, m: &MemRef, low: i64) -> Result<(), Unsupported> {
-        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
-            return Ok(());
-        }
-        let place = self.single_at(m, low)?;
-        let i =
-            Instruction::with2(Code::Lea_r64_m, Register::R15, place.operand()).map_err(|_| Unsupported)?;
-        self.encode(&i)
-    }
-
-    /// After the lookup of one access: its place.
-    fn single(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
-        if !self.is64() || m.base == ZERO && m.index == ZERO && !has_base(m.seg) {
-            return Ok(Place { index: None, scale: 0, disp: 0 });
-        }
-        self.single_at(m, m.disp)
-    }
-
-    /// 64-bit code, R15 = addend: the place of displacement `disp`. RFLAGS may be lost, R15 is changed.
-    fn single_at(&mut self, m: &MemRef, disp: i64) -> Result<Place, Unsupported> {
-        if has_base(m.seg) {
-            let base = Frame::seg_offset(m.seg);
-            dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + base]);
-        }
-        let Ok(small) = i32::try_from(disp) else { return Err(Unsupported) };
-        let disp = i64::from(small);
-        match (m.base, m.index) {
-            (ZERO, ZERO) => Ok(Place { index: None, scale: 0, disp }),
-            (b, ZERO) => match host(b) {
-                Some(h) => Ok(Place { index: Some(h), scale: 0, disp }),
-                None => {
-                    let at = Frame::high_offset(b);
-                    dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + at]);
-                    Ok(Place { index: None, scale: 0, disp })
-                }
-            },
-            (b, i) => {
-                match (b, host(b)) {
-                    (ZERO, _) => {}
-                    (_, Some(h)) => dynasm!(self.a ; .arch x64 ; add r15, Rq(h)),
-                    (_, None) => {
-                        let at = Frame::high_offset(b);
-                        dynasm!(self.a ; .arch x64 ; add r15, [BYTE rsp + at]);
-                    }
-                }
-                match host(i) {
-                    Some(h) => Ok(Place { index: Some(h), scale: m.scale, disp }),
-                    None => {
-                        self.load_frame(0, i);
-                        let i = MemoryOperand::new(
-                            Register::R15,
-                            Register::RAX,
-                            1 << m.scale,
-                            disp,
-                            1,
-                            false,
-                            Register::None,
-                        );
-                        let i =
-                            Instruction::with2(Code::Lea_r64_m, Register::R15, i).map_err(|_| Unsupported)?;
-                        self.encode(&i)?;
-                        Ok(Place { index: None, scale: 0, disp: 0 })
-                    }
-                }
-            }
-        }
+            ; mov rax, [BYTE rsp + TLB]
+            ; mov r15, QWORD c.low
+            ; sub r15, [rax + tag]
+            ; cmp r15, room
+            ; ja =>miss
+            ; add r15, [rax + page]
+        );
     }
 
     /// Checks that the page of `rip` is mapped for fetching to the frame its token names; to `miss` if not. RFLAGS, RAX

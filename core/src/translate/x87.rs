@@ -254,14 +254,37 @@ impl Emitter<'_> {
 
     fn flush_operand(&mut self, m: &MemRef) -> Result<(), Unsupported> {
         self.note.operand = None;
-        let in_frame = |r: u8| r != ZERO && host(r).is_none();
-        if in_frame(m.base) && in_frame(m.index) {
-            self.before_clobber();
-        }
-        self.address(m, m.disp)?;
+        self.offset(m)?;
         let seg = i32::from(m.seg % 6) + 1;
         dynasm!(self.a ; .arch x64 ; mov [rsp + X87_FDP], rax ; mov DWORD [rsp + X87_SEG], seg);
         Ok(())
+    }
+}
+
+impl Emitter<'_> {
+    /// The operand's offset in its segment into RAX.
+    fn offset(&mut self, m: &MemRef) -> Result<(), Unsupported> {
+        let in_frame = |r: u8| r != ZERO && host(r).is_none();
+        let index = |h: u8| Some((h, m.scale));
+        match (m.base, m.index) {
+            (b, i) if in_frame(b) && in_frame(i) => {
+                self.before_clobber();
+                self.load_frame(0, i);
+                self.lea(0, None, index(0), m.disp)?;
+                let at = Frame::high_offset(b);
+                dynasm!(self.a ; .arch x64 ; add rax, [BYTE rsp + at]);
+                Ok(())
+            }
+            (b, i) if in_frame(b) => {
+                self.load_frame(0, b);
+                self.lea(0, Some(0), host(i).and_then(index), m.disp)
+            }
+            (b, i) if in_frame(i) => {
+                self.load_frame(0, i);
+                self.lea(0, host(b), index(0), m.disp)
+            }
+            (b, i) => self.lea(0, host(b), host(i).and_then(index), m.disp),
+        }
     }
 }
 

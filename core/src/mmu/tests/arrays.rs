@@ -47,9 +47,8 @@ fn test_fetch_entry_gives_address_and_place_back() {
         // The same 48 bits, but not canonical.
         assert_eq!(t.exec_hit(8, lin ^ 1 << 48), None);
         assert_eq!(t.exec_hit(8, lin ^ 0x1000), None);
-        let e = t.entries(8 | FETCH).find(|(e, _)| e.page() == Some(lin)).unwrap().0;
-        assert_eq!(e, Entry { read: 0, write: 0, exec: token(lin, 0x7f_ffff_f000), addend: e.addend });
-        assert_eq!(e.addend.wrapping_add(lin), HOST + 0x9000);
+        let e = t.entries(8 | FETCH).find(|e| e.page == lin).unwrap();
+        assert_eq!((e.gpa, e.read, e.write, e.exec), (0x7f_ffff_f000, false, false, true));
     }
 }
 
@@ -191,4 +190,32 @@ fn test_data_beside_code_neither_ends_the_block_nor_is_reported() {
     assert_eq!(hit(&mut r, 0x40_0800), (false, 0));
     // The page is plain again, so the last store left a write entry.
     assert!(r.sys.mem.tlb.write_hit(r.cpu.tlb.0, 0x40_0800, 4).is_some());
+}
+
+#[test]
+fn test_empty_entries_allow_nothing() {
+    let mut t = Tlb::new(64, HOST);
+    let probe = |t: &Tlb| {
+        for lin in [0u64, 1, 0xfff, 0x1000, 0x1fff, 0x3ff000, 0x40_0000, 1 << 63, u64::MAX - 0xfff, u64::MAX]
+        {
+            for size in [1, 2, 4, 8, 16] {
+                assert_eq!(
+                    (t.read_hit(8, lin, size), t.write_hit(8, lin, size)),
+                    (None, None),
+                    "{lin:#x} {size}"
+                );
+            }
+        }
+    };
+    probe(&t);
+    for lin in [0, 0x1000, 0x40_0000] {
+        t.fill(8, Fill { lin, gpa: 0x5000, slab: 5, read: true, write: true, exec: false });
+        assert_eq!(t.read_hit(8, lin + 0xffc, 4), Some(0x5ffc), "{lin:#x}");
+        assert_eq!(t.read_hit(8, lin + 0xffd, 4), None, "straddles");
+        assert_eq!(t.entries(8).count(), 1 + usize::from(lin == 0x1000 || lin == 0x40_0000), "{lin:#x}");
+    }
+    t.drop_write(5);
+    assert_eq!((t.read_hit(8, 0x1004, 4), t.write_hit(8, 0x1004, 4)), (Some(0x5004), None));
+    t.clear_array(8);
+    probe(&t);
 }
