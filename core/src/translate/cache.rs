@@ -23,7 +23,7 @@ const SEGMENTS: usize = 8;
 /// Room for the stubs at the start of the buffer.
 const STUBS: usize = 4096;
 /// Link slots of a block at most.
-const SLOTS: u32 = 2;
+const SLOTS: u32 = super::MAX_SIDE_EXITS as u32 + 2;
 
 /// A translated block.
 #[derive(Debug)]

@@ -82,8 +82,21 @@ pub struct Code {
 
 /// A piece of code off the straight path.
 enum Cold {
-    Slow { from: DynamicLabel, site: usize, resume: Option<Resume> },
-    Exit { from: DynamicLabel, slot: usize },
+    Slow {
+        from: DynamicLabel,
+        site: usize,
+        resume: Option<Resume>,
+    },
+    Exit {
+        from: DynamicLabel,
+        slot: usize,
+    },
+    /// A branch out of the middle of the block, which gives back the budget of the `rest`.
+    Side {
+        from: DynamicLabel,
+        slot: usize,
+        rest: i32,
+    },
 }
 
 /// Where a slow path comes back to.
@@ -249,11 +262,13 @@ impl Emitter<'_> {
         if self.unit.second.is_some() {
             return 0;
         }
-        let items = self.items();
+        // Before anything can leave the block.
+        let side = self.items().iter().position(|it| it.i.is_jcc_short_or_near());
+        let items = side.map_or(self.items(), |k| &self.items()[..=k]);
         if let Some(k) = items.iter().position(Item::is_site) {
             return k;
         }
-        let end = items.len() - usize::from(items.last().is_some_and(|it| it.end));
+        let end = items.len() - usize::from(side.is_some() || items.last().is_some_and(|it| it.end));
         items.iter().rposition(|it| it.full && it.reads == 0).unwrap_or(end)
     }
 
@@ -582,6 +597,31 @@ impl Emitter<'_> {
         self.cold.push(Cold::Exit { from, slot });
     }
 
+    /// Branches to `rip` out of the middle of the block on condition `cc` (flags in RFLAGS).
+    pub(crate) fn side_exit(&mut self, cc: u8, rip: u64) {
+        let slot = self.new_slot(rip);
+        let from = self.a.new_dynamic_label();
+        self.jcc(cc, from);
+        let rest = (self.items().len() - self.k - 1) as i32;
+        self.cold.push(Cold::Side { from, slot, rest });
+    }
+
+    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32) {
+        dynasm!(self.a ; .arch x64 ; =>from ; lea r12, [r12 + rest]);
+        let exit = self.a.new_dynamic_label();
+        let Slot { rip, host, saved, .. } = self.slots[slot];
+        if self.leaves_page(rip) {
+            if host && !saved {
+                self.emit_save();
+            }
+            (self.slots[slot].host, self.slots[slot].saved) = (false, true);
+            self.slots[slot].token = Some(self.token_check(rip, exit));
+        }
+        dynasm!(self.a ; .arch x64 ; jmp =>exit);
+        self.slots[slot].jump = self.a.offset().0 - 4;
+        self.cold_exit(exit, slot);
+    }
+
     pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
         match cc {
             0 => dynasm!(self.a ; .arch x64 ; jo =>to),
@@ -619,6 +659,7 @@ impl Emitter<'_> {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
+                Cold::Side { from, slot, rest } => self.cold_side(from, slot, rest),
             }
         }
     }

@@ -28,3 +28,6 @@ pub use cache::{Stats, Translator};
 /// Instructions in one block at most. An engine that enters translated code with more than that left of its budget is
 /// back in time.
 pub const MAX_INSNS: usize = 64;
+
+/// Conditional branches in the middle of a block at most: a block goes on where one that leads forward falls through.
+pub const MAX_SIDE_EXITS: usize = 3;

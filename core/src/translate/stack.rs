@@ -169,8 +169,12 @@ pub fn jcc(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     e.need_host();
     // Codes of conditions are in the opcode's low bits; iced-x86 numbers them in the same order, from `o` on.
     let cc = it.i.condition_code() as u8 - iced_x86::ConditionCode::o as u8;
-    e.branch_to(cc, it.insn.imm);
-    e.jump_to(next);
+    if it.end {
+        e.branch_to(cc, it.insn.imm);
+        e.jump_to(next);
+    } else {
+        e.side_exit(cc, it.insn.imm);
+    }
     Ok(())
 }
 

@@ -186,7 +186,7 @@ impl Analyser {
     /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
     pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
         let mut unit = Unit { key, items: Vec::with_capacity(8), len: 0, second: None };
-        let mut at = 0usize;
+        let (mut at, mut sides) = (0usize, 0);
         while unit.items.len() < super::MAX_INSNS {
             let rip = key.rip.wrapping_add(at as u64);
             // Outside 64-bit mode the instruction pointer wraps at 4 GiB: leave that to the interpreter.
@@ -197,7 +197,16 @@ impl Analyser {
                 break;
             };
             let undefined = d.insn.code == 0;
-            let item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
+            let mut item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
+            // Loops are better closed at their branch back.
+            if i.is_jcc_short_or_near()
+                && d.insn.imm > rip
+                && sides < super::MAX_SIDE_EXITS
+                && !item.is_call()
+            {
+                sides += 1;
+                item.end = false;
+            }
             let end = item.end;
             unit.items.push(item);
             at += if undefined { (bytes.len() - at).min(15) } else { usize::from(d.insn.len) };
