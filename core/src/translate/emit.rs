@@ -96,6 +96,7 @@ enum Cold {
         from: DynamicLabel,
         slot: usize,
         rest: i32,
+        note: Note,
     },
 }
 
@@ -232,11 +233,12 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
     if unit.items.last().is_none_or(|it| !it.end) {
         e.k = unit.items.len();
         e.check_budget_last();
-        e.flush_all_notes().map_err(|Unsupported| Stop::Unsupported(e.k - 1))?;
+        let last = e.note.insn();
+        e.flush_all_notes().map_err(|Unsupported| Stop::Unsupported(last))?;
         let next = e.end_rip();
         e.jump_to(next);
     }
-    e.cold_code();
+    e.cold_code()?;
     let Emitter { a, slots, sites, .. } = e;
     let bytes = a.take().map_err(Stop::Dynasm)?;
     Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
@@ -603,11 +605,12 @@ impl Emitter<'_> {
         let from = self.a.new_dynamic_label();
         self.jcc(cc, from);
         let rest = (self.items().len() - self.k - 1) as i32;
-        self.cold.push(Cold::Side { from, slot, rest });
+        self.cold.push(Cold::Side { from, slot, rest, note: self.note });
     }
 
-    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32) {
+    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32, note: Note) -> Result<(), Stop> {
         dynasm!(self.a ; .arch x64 ; =>from ; lea r12, [r12 + rest]);
+        self.store_notes(note, slot).map_err(|Unsupported| Stop::Unsupported(note.insn()))?;
         let exit = self.a.new_dynamic_label();
         let Slot { rip, host, saved, .. } = self.slots[slot];
         if self.leaves_page(rip) {
@@ -620,6 +623,16 @@ impl Emitter<'_> {
         dynasm!(self.a ; .arch x64 ; jmp =>exit);
         self.slots[slot].jump = self.a.offset().0 - 4;
         self.cold_exit(exit, slot);
+        Ok(())
+    }
+
+    /// Stores what is not noted yet, on the way out through `slot`.
+    fn store_notes(&mut self, note: Note, slot: usize) -> Result<(), Unsupported> {
+        let Slot { host, saved, .. } = self.slots[slot];
+        (self.note, self.flags) = (note, FlagState { host, saved, recipe: None });
+        self.flush_all_notes()?;
+        (self.slots[slot].host, self.slots[slot].saved) = (self.flags.host, self.flags.saved);
+        Ok(())
     }
 
     pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
@@ -654,14 +667,15 @@ impl Emitter<'_> {
         rip >> 12 != self.unit.key.rip >> 12 || self.unit.second.is_some()
     }
 
-    fn cold_code(&mut self) {
+    fn cold_code(&mut self) -> Result<(), Stop> {
         for n in 0..self.cold.len() {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
-                Cold::Side { from, slot, rest } => self.cold_side(from, slot, rest),
+                Cold::Side { from, slot, rest, note } => self.cold_side(from, slot, rest, note)?,
             }
         }
+        Ok(())
     }
 
     fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<Resume>) {

@@ -120,6 +120,13 @@ pub struct Note {
     operand: Option<Operand>,
 }
 
+impl Note {
+    /// Number of the instruction whose operand is not stored yet.
+    pub fn insn(&self) -> usize {
+        self.operand.map_or(0, |o| o.insn as usize)
+    }
+}
+
 /// The memory operand of instruction number `insn`; `moved` has been added to its base register since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Operand {
