@@ -20,6 +20,7 @@ type Slots = [AtomicUsize; 256];
 // SAFETY: only names the ABI; `call_simd` and `x87` say why their calls are sound.
 type SimdThunk = unsafe extern "sysv64" fn(*mut Operands);
 type X87Thunk = unsafe extern "sysv64" fn(*mut X87Operands);
+type X87Trial = unsafe extern "sysv64" fn(*mut Trial);
 
 static PLAIN: [AtomicUsize; FORMS] = [const { AtomicUsize::new(0) }; FORMS];
 static BY_IMM: [OnceLock<Box<Slots>>; FORMS] = [const { OnceLock::new() }; FORMS];
@@ -97,6 +98,25 @@ pub fn x87(code: u16, o: &mut X87Operands) {
     // is never freed. It touches only `*o` and caller-saved registers, leaves the x87 stack empty and the control
     // word as it was, and returns normally.
     unsafe { std::mem::transmute::<usize, X87Thunk>(p)(o) };
+}
+
+/// What one try of `x87_probe` works on.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Trial {
+    pub image: super::x87_image::Image,
+    /// Memory operands.
+    pub memory: [u64; 2],
+    /// RFLAGS afterwards.
+    pub flags: u64,
+}
+
+/// Runs `bytes`, made by `x87_probe`, on `t`.
+pub(super) fn x87_trial(bytes: &[u8], t: &mut Trial) {
+    let p = generate(&AtomicUsize::new(0), &|| Ok(bytes.to_vec()));
+    // SAFETY: `bytes` is code `x87_probe` assembled for this signature, now published and never freed. It touches only
+    // `*t` and RAX, and leaves the x87 stack empty, the control word the ABI's and DF clear, since FNSAVE ends it.
+    unsafe { std::mem::transmute::<usize, X87Trial>(p)(t) };
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::run::Run;
+use super::x87_image::{Image, Notes, at};
 use crate::exception::Exception;
 use crate::isa::sse::native::mxcsr;
 use crate::translate::site::Misfit;
@@ -44,6 +45,15 @@ pub struct Frame {
     /// MXCSR of the guest, kept in the host's MXCSR while `sse`, and MXCSR of Rust code.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
+    /// Where the guest's x87 state is: see [`super::x87_image::at`].
+    pub x87: u32,
+    /// Pointers to the last x87 instruction and its memory operand, as far as translated code noted them and nobody has
+    /// fetched them.
+    pub notes: Notes,
+    /// The x87 state as FNSAVE leaves it and FRSTOR takes it.
+    pub x87_image: Image,
+    /// The stub `slow_x87`.
+    pub slow_x87: u64,
     /// Instructions left before [`Frame::base`], while a helper runs; else in R12, counted down by each block.
     pub budget: i64,
     /// Where a slow path comes back to.
@@ -82,9 +92,9 @@ pub struct Frame {
 pub const WINDOWS: usize = 4;
 
 macro_rules! offsets {
-    ($t:ty: $($name:ident = $field:ident;)*) => {
+    ($t:ty: $($name:ident = $field:ident $(. $inner:ident)?;)*) => {
         $(pub const $name: $t = {
-            let at = std::mem::offset_of!(Frame, $field);
+            let at = std::mem::offset_of!(Frame, $field $(. $inner)?);
             assert!(at <= <$t>::MAX as usize);
             at as $t
         };)*
@@ -108,6 +118,12 @@ offsets! { i32:
     BUDGET = budget;
     MXCSR = mxcsr;
     HOST_MXCSR = host_mxcsr;
+    X87 = x87;
+    X87_FIP = notes.fip;
+    X87_FDP = notes.fdp;
+    X87_SEG = notes.seg;
+    X87_IMAGE = x87_image;
+    SLOW_X87 = slow_x87;
     RESUME = resume;
     GPR = gpr;
     XMM = xmm;
@@ -185,6 +201,23 @@ impl Frame {
         self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
         self.refresh_bases(cpu);
         self.refresh_sse(cpu);
+    }
+
+    /// Moves the x87 state and what was noted of it into the vCPU; true if the state was not there. A helper may do this
+    /// only at a site whose stub has saved the host's registers.
+    pub fn take_x87(&mut self, cpu: &mut Vcpu) -> bool {
+        self.notes.take(cpu);
+        let away = std::mem::replace(&mut self.x87, at::VCPU) != at::VCPU;
+        if away {
+            self.x87_image.get(&mut cpu.fpu);
+        }
+        away
+    }
+
+    /// The reverse: the stub loads the host's registers.
+    pub fn give_x87(&mut self, cpu: &Vcpu) {
+        self.x87_image.set(&cpu.fpu);
+        self.x87 = at::IMAGE;
     }
 
     /// Takes over the bases of FS and GS.

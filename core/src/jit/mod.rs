@@ -1,7 +1,9 @@
 //! Executable host memory and the code in it. All `unsafe` of generated code lives here.
 //!
 //! `buffer` owns the memory, `thunk` and `x87` make the short sequences that run one guest SIMD or x87 instruction on
-//! the host, `entry` calls them, `probe` asks the host what it makes of what the manual leaves undefined. docs/unsafe.md lists every use of `unsafe` with its reason.
+//! the host, `entry` calls them, `probe` and `x87_probe` ask the host what it makes of what the manual leaves undefined.
+//! `x87_image` carries the x87 state into translated code and back. docs/unsafe.md lists every use of `unsafe` with its
+//! reason.
 
 pub mod buffer;
 pub mod entry;
@@ -11,6 +13,8 @@ pub mod run;
 pub mod stubs;
 pub mod thunk;
 pub mod x87;
+pub mod x87_image;
+pub mod x87_probe;
 
 use crate::vcpu::cpuid::CpuModel;
 

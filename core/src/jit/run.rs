@@ -3,6 +3,8 @@
 //!
 //! While generated code runs, the vCPU and the system are lent out: the only references to them are made anew, from
 //! the frame's `run`, inside the helper, and are gone when it returns. The helper never unwinds into generated code.
+//! At a site that does not look at the x87 state the helper runs with the guest's x87 registers and control word in the
+//! host's (see `x87_image`); whoever looks at them has had them saved by the stub.
 
 #![allow(unsafe_code)]
 
@@ -41,7 +43,9 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     frame.helper = helper as *const () as u64;
     (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
     frame.enter_sse = stubs.enter_sse;
+    frame.slow_x87 = stubs.slow_x87;
     frame.host_mxcsr = super::thunk::HOST_MXCSR;
+    frame.notes.clear();
     frame.run = &raw mut run;
     let frame = stack.frame();
     // SAFETY: `stubs.enter` is the address of code `stubs::assemble` made for this signature and `code` that of an entry
@@ -57,6 +61,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     if std::mem::take(&mut frame.sse) != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
+    frame.take_x87(ctx.cpu);
     if let Some(p) = run.panic.take() {
         resume_unwind(p);
     }

@@ -9,8 +9,9 @@
 
 use super::frame::{
     BUDGET, FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET,
-    XMM,
+    X87, X87_IMAGE, XMM,
 };
+use super::x87_image::at;
 use crate::translate::jump_cache;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -35,6 +36,8 @@ pub struct Stubs {
     pub slow: u64,
     /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
     pub enter_sse: u64,
+    /// The same, at a site where the x87 state may be looked at: it is saved before.
+    pub slow_x87: u64,
 }
 
 type Asm = VecAssembler<X64Relocation>;
@@ -42,8 +45,8 @@ type Asm = VecAssembler<X64Relocation>;
 /// Assembles the stubs for address `base`: the code, and where each is in it.
 pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     let mut a: Asm = VecAssembler::new(base as usize);
-    let at = |a: &Asm| base + a.offset().0 as u64;
-    let enter = at(&a);
+    let here = |a: &Asm| base + a.offset().0 as u64;
+    let enter = here(&a);
     dynasm!(a ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + HOST_RSP], rsp
@@ -53,7 +56,7 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [BYTE rsp + TARGET]);
 
-    let leave = at(&a);
+    let leave = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
     store_registers(&mut a);
     dynasm!(a ; .arch x64
@@ -63,12 +66,24 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         ; plain:
         ; xor eax, eax
         ; out:
+        ; cmp BYTE [rsp + X87], at::HOST as i8
+        ; jne >elsewhere
+        ; fnsave [rsp + X87_IMAGE]
+        ; elsewhere:
         ; mov rsp, [rsp + HOST_RSP]
         ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret
     );
 
-    let slow = at(&a);
+    let slow_x87 = here(&a);
+    dynasm!(a ; .arch x64
+        ; cmp BYTE [rsp + X87], at::HOST as i8
+        ; jne >elsewhere
+        ; fnsave [rsp + X87_IMAGE]
+        ; mov DWORD [rsp + X87], at::IMAGE as i32
+        ; elsewhere:
+    );
+    let slow = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
     store_registers(&mut a);
     dynasm!(a ; .arch x64
@@ -85,11 +100,16 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
         ; je >plain
         ; call ->load_sse
         ; plain:
+        ; cmp BYTE [rsp + X87], at::IMAGE as i8
+        ; jne >elsewhere
+        ; frstor [rsp + X87_IMAGE]
+        ; mov DWORD [rsp + X87], at::HOST as i32
+        ; elsewhere:
     );
     load_registers(&mut a);
     dynasm!(a ; .arch x64 ; jmp QWORD [rsp + RESUME]);
 
-    let dispatch = at(&a);
+    let dispatch = here(&a);
     dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
     let miss = a.new_dynamic_label();
     jump_cache::lookup(&mut a, miss);
@@ -122,11 +142,11 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + 8 + MXCSR] ; ret);
 
     // Nothing is pushed: the guest's flags are below the frame.
-    let enter_sse = at(&a);
+    let enter_sse = here(&a);
     dynasm!(a ; .arch x64 ; mov DWORD [rsp + SSE], 1 ; mov rax, [rsp + XMM]);
     load_xmm(&mut a);
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + MXCSR] ; jmp QWORD [rsp + RESUME]);
-    Ok((a.finalize()?, Stubs { enter, leave, slow, dispatch, enter_sse }))
+    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87, dispatch, enter_sse }))
 }
 
 /// The guest's XMM registers, which RAX points to, into the host's.

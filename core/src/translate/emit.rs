@@ -5,10 +5,11 @@ use super::recipe::Recipe;
 use super::site::{FlagsAt, Site, What};
 use super::unit::{Item, Unit};
 use super::window::Window;
+use super::x87::{Note, X87At};
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{ENTER_SSE, FLAGS_BELOW, LEAVE, RESUME, SLOW, SSE, SSE_READY};
+use crate::jit::frame::{ENTER_SSE, FLAGS_BELOW, LEAVE, RESUME, SLOW, SLOW_X87, SSE, SSE_READY};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
@@ -102,6 +103,7 @@ enum Cold {
         from: DynamicLabel,
         slot: usize,
         rest: i32,
+        note: Note,
     },
 }
 
@@ -151,7 +153,11 @@ pub struct Emitter<'a> {
     budgeted: bool,
     /// Lookups later instructions share.
     pub(super) windows: Vec<Window>,
-    sites: Vec<Box<Site>>,
+    /// The x87 state is known to be in host registers.
+    pub(super) x87: bool,
+    /// What has not been noted yet of the x87 instructions so far.
+    pub(super) note: Note,
+    pub(super) sites: Vec<Box<Site>>,
     slots: Vec<Slot>,
     cold: Vec<Cold>,
     pending: Vec<Pending>,
@@ -211,6 +217,8 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         budget_at: 0,
         budgeted: false,
         windows: Vec::new(),
+        x87: false,
+        note: Note::default(),
         sites: Vec::new(),
         slots: Vec::new(),
         cold: Vec::new(),
@@ -233,10 +241,12 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
     if unit.items.last().is_none_or(|it| !it.end) {
         e.k = unit.items.len();
         e.check_budget_last();
+        let last = e.note.insn();
+        e.flush_all_notes().map_err(|Unsupported| Stop::Unsupported(last))?;
         let next = e.end_rip();
         e.jump_to(next);
     }
-    e.cold_code();
+    e.cold_code()?;
     let Emitter { a, slots, sites, .. } = e;
     let bytes = a.take().map_err(Stop::Dynasm)?;
     Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
@@ -334,6 +344,13 @@ impl Emitter<'_> {
         }
     }
 
+    /// Makes CF be in RFLAGS, for an instruction that overwrites all other flags.
+    pub(super) fn need_carry(&mut self) {
+        if !self.flags.host {
+            dynasm!(self.a ; .arch x64 ; bt DWORD [BYTE rsp + FLAGS_BELOW], 0);
+        }
+    }
+
     /// Before code that clobbers RFLAGS.
     pub(crate) fn before_clobber(&mut self) {
         let f = self.flags;
@@ -390,6 +407,7 @@ impl Emitter<'_> {
     }
 
     fn item(&mut self, it: &Item, became: &mut Became) -> Result<(), Unsupported> {
+        self.flush_notes(it)?;
         if self.k == self.budget_at && !it.is_site() {
             self.check_budget();
         }
@@ -413,6 +431,7 @@ impl Emitter<'_> {
         if !it.is_call() && it.writes == 0 {
             self.registers_written(it.gpr_written);
         }
+        self.move_notes(it);
         self.close_windows();
         Ok(())
     }
@@ -424,6 +443,7 @@ impl Emitter<'_> {
         self.check_budget_here();
         let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
+        self.call_x87(it, site);
         self.go_slow(site);
         self.flags = FlagState { host: false, saved: true, recipe: None };
     }
@@ -439,12 +459,16 @@ impl Emitter<'_> {
     /// Straight-line way to a slow path and back to the next instruction.
     fn go_slow(&mut self, site: usize) {
         let address = std::ptr::from_ref(&*self.sites[site]) as i64;
-        dynasm!(self.a ; .arch x64 ; mov rax, QWORD address ; jmp QWORD [BYTE rsp + SLOW]);
+        dynasm!(self.a ; .arch x64 ; mov rax, QWORD address);
+        match self.sites[site].x87 {
+            X87At::Stays => dynasm!(self.a ; .arch x64 ; jmp QWORD [BYTE rsp + SLOW]),
+            _ => dynasm!(self.a ; .arch x64 ; jmp QWORD [rsp + SLOW_X87]),
+        }
         self.sites[site].resume = self.a.offset().0 as u64;
     }
 
     /// A site before the current instruction.
-    fn site(&mut self, what: What) -> usize {
+    pub(super) fn site(&mut self, what: What) -> usize {
         let k = self.k;
         let rip = self.items().get(k).map_or_else(|| self.end_rip(), |it| it.rip);
         let flags = match self.flags {
@@ -463,6 +487,8 @@ impl Emitter<'_> {
             lookup: false,
             block: self.unit.key,
             futile: Cell::new(0),
+            note: self.note,
+            x87: self.x87_at(what),
             resume: 0,
         }));
         self.sites.len() - 1
@@ -539,6 +565,14 @@ impl Emitter<'_> {
         dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
     }
 
+    /// A slow path that comes back here, with the flags saved.
+    pub(super) fn slow_and_back(&mut self, from: DynamicLabel, site: usize) {
+        let to = self.a.new_dynamic_label();
+        dynasm!(self.a ; .arch x64 ; =>to);
+        let resume = Some(Resume { to, offset: self.a.offset().0, host: false });
+        self.cold.push(Cold::Slow { from, site, resume });
+    }
+
     /// Leaves for `rip` through a link slot.
     pub(crate) fn jump_to(&mut self, rip: u64) {
         if self.leaves_page(rip) && !self.flags.saved {
@@ -580,11 +614,12 @@ impl Emitter<'_> {
         let from = self.a.new_dynamic_label();
         self.jcc(cc, from);
         let rest = (self.items().len() - self.k - 1) as i32;
-        self.cold.push(Cold::Side { from, slot, rest });
+        self.cold.push(Cold::Side { from, slot, rest, note: self.note });
     }
 
-    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32) {
+    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32, note: Note) -> Result<(), Stop> {
         dynasm!(self.a ; .arch x64 ; =>from ; lea r12, [r12 + rest]);
+        self.store_notes(note, slot).map_err(|Unsupported| Stop::Unsupported(note.insn()))?;
         let exit = self.a.new_dynamic_label();
         let Slot { rip, host, saved, .. } = self.slots[slot];
         if self.leaves_page(rip) {
@@ -597,6 +632,16 @@ impl Emitter<'_> {
         dynasm!(self.a ; .arch x64 ; jmp =>exit);
         self.slots[slot].jump = self.a.offset().0 - 4;
         self.cold_exit(exit, slot);
+        Ok(())
+    }
+
+    /// Stores what is not noted yet, on the way out through `slot`.
+    fn store_notes(&mut self, note: Note, slot: usize) -> Result<(), Unsupported> {
+        let Slot { host, saved, .. } = self.slots[slot];
+        (self.note, self.flags) = (note, FlagState { host, saved, recipe: None });
+        self.flush_all_notes()?;
+        (self.slots[slot].host, self.slots[slot].saved) = (self.flags.host, self.flags.saved);
+        Ok(())
     }
 
     pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
@@ -631,15 +676,16 @@ impl Emitter<'_> {
         rip >> 12 != self.unit.key.rip >> 12 || self.unit.second.is_some()
     }
 
-    fn cold_code(&mut self) {
+    fn cold_code(&mut self) -> Result<(), Stop> {
         for n in 0..self.cold.len() {
             match self.cold[n] {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
                 Cold::Sse { from, site, back } => self.cold_sse(from, site, back),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
-                Cold::Side { from, slot, rest } => self.cold_side(from, slot, rest),
+                Cold::Side { from, slot, rest, note } => self.cold_side(from, slot, rest, note)?,
             }
         }
+        Ok(())
     }
 
     fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<Resume>) {

@@ -6,6 +6,7 @@ use super::host;
 use super::recipe::{Operand, Producer, Recipe};
 use super::unit::Item;
 use super::window::{Place, gpr64};
+use super::x87::Use;
 use crate::jit::frame::Frame;
 use crate::vcpu::gpr::RAX;
 use dynasmrt::DynasmApi;
@@ -32,6 +33,9 @@ impl Emitter<'_> {
 
     /// Translates the current instruction identically.
     pub(super) fn identical(&mut self, it: &Item) -> Result<(), Unsupported> {
+        if it.x87 != Use::No {
+            self.enter_x87(it)?;
+        }
         let place = it.mem.as_ref().map(|m| self.access(m)).transpose()?;
         self.identical_at(it, place)
     }
@@ -40,7 +44,11 @@ impl Emitter<'_> {
     pub(crate) fn identical_at(&mut self, it: &Item, place: Option<Place>) -> Result<(), Unsupported> {
         let partial = it.writes != 0 && !it.full;
         if it.reads != 0 || partial && !self.unobserved(self.k) {
-            self.need_host();
+            match it.i.mnemonic() {
+                // They overwrite all other flags.
+                Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Adc | Mnemonic::Sbb => self.need_carry(),
+                _ => self.need_host(),
+            }
         }
         let mut i = generic(&it.i);
         i.set_has_lock_prefix(false);
@@ -60,6 +68,7 @@ impl Emitter<'_> {
         if it.writes != 0 {
             self.flags_written(recipe(it));
         }
+        self.note_x87(it);
         self.move_window(it);
         Ok(())
     }
@@ -94,7 +103,7 @@ impl Emitter<'_> {
             }
             let r = i.op_register(n);
             if !r.is_gpr() {
-                if r.is_xmm() {
+                if r.is_xmm() || r.is_mm() || r.is_st() {
                     continue;
                 }
                 return Err(Unsupported);

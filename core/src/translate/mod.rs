@@ -3,6 +3,7 @@
 //!
 //! `mode` which code is translated | `unit` a block decoded and analysed | `emit` the order of a block's host code, guest
 //! flags, budget, ways out | `window` memory operands | `identical` re-encoding, `stack` and `special` own sequences |
+//! `x87` the x87 and MMX |
 //! `recipe` flags recomputed when somebody looks | `site` what happens where translated code calls out | `cache` blocks,
 //! links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined.
 
@@ -21,6 +22,7 @@ pub mod special;
 pub mod stack;
 pub mod unit;
 mod window;
+pub mod x87;
 
 pub use cache::{Stats, Translator};
 

@@ -4,10 +4,12 @@
 use super::mode::ModeKey;
 use super::recipe::Recipe;
 use super::unit::Key;
+use super::x87::{self, Note, X87At};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
 use crate::jit::frame::{Frame, sse_native};
+use crate::jit::x87_image::{at, native};
 use crate::vcpu::Shadow;
 use crate::vcpu::flags::bit::{self, ARITH};
 use std::cell::Cell;
@@ -29,6 +31,9 @@ pub enum What {
     Finish { count: u32 },
     /// The budget is used up.
     Budget,
+    /// The x87 state is loaded into the host's registers; if it cannot be used natively now, `rest` instructions are
+    /// interpreted.
+    X87 { rest: u32 },
 }
 
 /// A place in a block that calls out.
@@ -48,6 +53,9 @@ pub struct Site {
     pub block: Key,
     /// How often the lookup missed for good.
     pub futile: Cell<u32>,
+    /// What translated code did not note of the x87 instructions before.
+    pub note: Note,
+    pub x87: X87At,
     /// Where generated code goes on: an offset in the block's code while it is made, then an address.
     pub resume: u64,
 }
@@ -89,10 +97,20 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     ctx.cpu.rip = site.rip;
     let icount = (frame.base as i64 - frame.budget + site.delta) as u64;
     ctx.sys.icount = icount;
+    x87::apply(frame, ctx, site);
     match site.what {
         What::Budget => Outcome::Leave,
         What::Execute { count } => execute(frame, ctx, site, count, true),
         What::Finish { count } => execute(frame, ctx, site, count, false),
+        What::X87 { rest } => {
+            if !native(ctx.cpu) {
+                return execute(frame, ctx, site, rest, false);
+            }
+            frame.give_x87(ctx.cpu);
+            frame.flags = saved(ctx.cpu.flags.0);
+            frame.resume = site.resume;
+            Outcome::Resume
+        }
     }
 }
 
@@ -102,6 +120,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     if frame.sse != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
+    let taken = site.x87 != X87At::Stays && frame.take_x87(ctx.cpu);
     let first = site.index as usize;
     let insns = site.insns.get(first..first + count as usize).unwrap_or_default();
     let mut astray = false;
@@ -117,6 +136,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     }
     if ctx.cpu.shadow == Shadow::Sti
         && ctx.sys.limit == 0
+        && frame.x87 == at::VCPU
         && let Err(e) = after_sti(ctx, limit)
     {
         return fault(frame, ctx, e);
@@ -135,6 +155,9 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         frame.sse = 0;
         return Outcome::Leave;
     }
+    if (taken || frame.x87 != at::VCPU) && !native(ctx.cpu) {
+        return Outcome::Leave;
+    }
     frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
     if resume {
@@ -143,7 +166,13 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         frame.refresh_bases(ctx.cpu);
         frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
-        return if astray { Outcome::Leave } else { Outcome::Resume };
+        if astray {
+            return Outcome::Leave;
+        }
+        if taken && site.x87 == X87At::Returns {
+            frame.give_x87(ctx.cpu);
+        }
+        return Outcome::Resume;
     }
     if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
         return Outcome::Leave;

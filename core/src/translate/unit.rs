@@ -3,6 +3,7 @@
 
 use super::host;
 use super::mode::ModeKey;
+use super::x87::{self, Use};
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
 use crate::isa::{self, Translate};
@@ -81,6 +82,8 @@ pub struct Item {
     pub sse: bool,
     /// The guest's SSE state is loaded before it (see [`Unit::place_sse`]).
     pub enters_sse: bool,
+    /// What it does with the x87 state.
+    pub x87: Use,
     /// May fault without an access to memory.
     pub faults: bool,
 }
@@ -107,9 +110,14 @@ impl Item {
         matches!(self.translate, Translate::Call)
     }
 
+    /// Does it run on the host's x87?
+    pub fn x87_native(&self) -> bool {
+        self.x87 != Use::No && !self.is_call()
+    }
+
     /// May it be left in the middle of the block? Then its flags can be seen.
     pub fn is_site(&self) -> bool {
-        self.mem.is_some() || self.is_call() || self.enters_sse || self.faults
+        self.mem.is_some() || self.is_call() || self.enters_sse || self.x87_native() || self.faults
     }
 
     /// What it adds to register `r`, if that is all it does to it.
@@ -254,6 +262,7 @@ impl Analyser {
             mem: None,
             sse: false,
             enters_sse: false,
+            x87: x87::of(i.code()),
             faults: false,
         };
         let code = i.code();
@@ -373,6 +382,7 @@ fn operand(it: &Item) -> MemRef {
         | Mnemonic::Jmp
         | Mnemonic::Push
         | Mnemonic::Ldmxcsr => false,
+        _ if it.x87 == Use::Notes || it.i.mnemonic() == Mnemonic::Fldcw => x87::stores(it.i.mnemonic()),
         _ => it.i.op0_kind() == OpKind::Memory || it.i.mnemonic() == Mnemonic::Xchg,
     };
     let read_only =

@@ -219,7 +219,7 @@ impl Emitter<'_> {
         let constant = self.is_constant(m);
         let mut moved = 0i64;
         for (n, it) in self.items().iter().enumerate().take(last + 1).skip(self.k) {
-            if n > self.k && it.enters_sse {
+            if n > self.k && it.enters_sse || it.x87_native() && !self.x87 {
                 break;
             }
             if let Some(o) = it.mem.as_ref().filter(|o| o.same_base(m)) {

@@ -5,7 +5,7 @@ use crate::exception::Exec;
 use crate::isa::insn::Insn;
 use crate::isa::sse::mov::store_masked;
 use crate::isa::traits::Width;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
 use iced_x86::Code as C;
 
 /// MOVD, MOVQ mm, r/m.
@@ -111,21 +111,21 @@ fn emms(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Movd_mm_rm32, from_gpr::<u32>),
-    row(C::Movq_mm_rm64, from_gpr::<u64>),
-    row(C::Movd_rm32_mm, to_gpr::<u32>),
-    row(C::Movq_rm64_mm, to_gpr::<u64>),
-    row(C::Movq_mm_mmm64, load),
-    row(C::Movq_mmm64_mm, store),
-    row(C::Movntq_m64_mm, store),
-    row(C::Movq2dq_xmm_mm, movq2dq),
-    row(C::Movdq2q_mm_xmm, movdq2q),
-    row(C::Pmovmskb_r32_mm, pmovmskb),
-    row(C::Pmovmskb_r64_mm, pmovmskb),
-    row(C::Pextrw_r32_mm_imm8, pextrw),
-    row(C::Pextrw_r64_mm_imm8, pextrw),
-    row(C::Pinsrw_mm_r32m16_imm8, pinsrw),
-    row(C::Pinsrw_mm_r64m16_imm8, pinsrw),
+    same(C::Movd_mm_rm32, from_gpr::<u32>),
+    same(C::Movq_mm_rm64, from_gpr::<u64>),
+    same(C::Movd_rm32_mm, to_gpr::<u32>),
+    same(C::Movq_rm64_mm, to_gpr::<u64>),
+    same(C::Movq_mm_mmm64, load),
+    same(C::Movq_mmm64_mm, store),
+    same(C::Movntq_m64_mm, store),
+    same(C::Movq2dq_xmm_mm, movq2dq),
+    same(C::Movdq2q_mm_xmm, movdq2q),
+    same(C::Pmovmskb_r32_mm, pmovmskb),
+    same(C::Pmovmskb_r64_mm, pmovmskb),
+    same(C::Pextrw_r32_mm_imm8, pextrw),
+    same(C::Pextrw_r64_mm_imm8, pextrw),
+    same(C::Pinsrw_mm_r32m16_imm8, pinsrw),
+    same(C::Pinsrw_mm_r64m16_imm8, pinsrw),
     row(C::Maskmovq_rDI_mm_mm, maskmovq),
-    row(C::Emms, emms),
+    same(C::Emms, emms),
 ];

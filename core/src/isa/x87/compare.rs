@@ -3,7 +3,7 @@
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
 use crate::mem::Pod;
 use crate::vcpu::flags::bit;
 use crate::vcpu::fpu::sw;
@@ -117,27 +117,27 @@ fn fxam(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Fcom_st0_sti, registers::<COM, 0>),
+    same(C::Fcom_st0_sti, registers::<COM, 0>),
     row(C::Fcom_st0_sti_DCD0, registers::<COM, 0>),
-    row(C::Fcomp_st0_sti, registers::<COM, 1>),
+    same(C::Fcomp_st0_sti, registers::<COM, 1>),
     row(C::Fcomp_st0_sti_DCD8, registers::<COM, 1>),
     row(C::Fcomp_st0_sti_DED0, registers::<COM, 1>),
-    row(C::Fucom_st0_sti, registers::<UCOM, 0>),
-    row(C::Fucomp_st0_sti, registers::<UCOM, 1>),
-    row(C::Fcompp, pop_both::<COM>),
-    row(C::Fucompp, pop_both::<UCOM>),
-    row(C::Fcom_m32fp, memory::<u32, { C::Fcom_m32fp as u16 }, 0>),
-    row(C::Fcomp_m32fp, memory::<u32, { C::Fcom_m32fp as u16 }, 1>),
-    row(C::Fcom_m64fp, memory::<u64, { C::Fcom_m64fp as u16 }, 0>),
-    row(C::Fcomp_m64fp, memory::<u64, { C::Fcom_m64fp as u16 }, 1>),
-    row(C::Ficom_m32int, memory::<u32, { C::Ficom_m32int as u16 }, 0>),
-    row(C::Ficomp_m32int, memory::<u32, { C::Ficom_m32int as u16 }, 1>),
-    row(C::Ficom_m16int, memory::<u16, { C::Ficom_m16int as u16 }, 0>),
-    row(C::Ficomp_m16int, memory::<u16, { C::Ficom_m16int as u16 }, 1>),
-    row(C::Ftst, ftst),
-    row(C::Fcomi_st0_sti, to_flags::<COMI, 0>),
-    row(C::Fcomip_st0_sti, to_flags::<COMI, 1>),
-    row(C::Fucomi_st0_sti, to_flags::<UCOMI, 0>),
-    row(C::Fucomip_st0_sti, to_flags::<UCOMI, 1>),
-    row(C::Fxam, fxam),
+    same(C::Fucom_st0_sti, registers::<UCOM, 0>),
+    same(C::Fucomp_st0_sti, registers::<UCOM, 1>),
+    same(C::Fcompp, pop_both::<COM>),
+    same(C::Fucompp, pop_both::<UCOM>),
+    same(C::Fcom_m32fp, memory::<u32, { C::Fcom_m32fp as u16 }, 0>),
+    same(C::Fcomp_m32fp, memory::<u32, { C::Fcom_m32fp as u16 }, 1>),
+    same(C::Fcom_m64fp, memory::<u64, { C::Fcom_m64fp as u16 }, 0>),
+    same(C::Fcomp_m64fp, memory::<u64, { C::Fcom_m64fp as u16 }, 1>),
+    same(C::Ficom_m32int, memory::<u32, { C::Ficom_m32int as u16 }, 0>),
+    same(C::Ficomp_m32int, memory::<u32, { C::Ficom_m32int as u16 }, 1>),
+    same(C::Ficom_m16int, memory::<u16, { C::Ficom_m16int as u16 }, 0>),
+    same(C::Ficomp_m16int, memory::<u16, { C::Ficom_m16int as u16 }, 1>),
+    same(C::Ftst, ftst),
+    same(C::Fcomi_st0_sti, to_flags::<COMI, 0>),
+    same(C::Fcomip_st0_sti, to_flags::<COMI, 1>),
+    same(C::Fucomi_st0_sti, to_flags::<UCOMI, 0>),
+    same(C::Fucomip_st0_sti, to_flags::<UCOMI, 1>),
+    same(C::Fxam, fxam),
 ];

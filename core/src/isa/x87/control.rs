@@ -4,7 +4,8 @@
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
+use crate::translate::x87 as translate;
 use crate::vcpu::fpu::sw;
 use crate::vcpu::{cr0, gpr};
 use iced_x86::Code as C;
@@ -70,12 +71,12 @@ fn nothing(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     row(C::Fninit, fninit),
-    row(C::Fnclex, fnclex),
-    row(C::Fldcw_m2byte, fldcw),
-    row(C::Fnstcw_m2byte, fnstcw),
-    row(C::Fnstsw_m2byte, fnstsw),
-    row(C::Fnstsw_AX, fnstsw_ax),
-    row(C::Wait, wait),
+    same(C::Fnclex, fnclex),
+    row(C::Fldcw_m2byte, fldcw).emit(translate::fldcw),
+    same(C::Fnstcw_m2byte, fnstcw),
+    same(C::Fnstsw_m2byte, fnstsw),
+    row(C::Fnstsw_AX, fnstsw_ax).emit(translate::fnstsw_ax),
+    row(C::Wait, wait).emit(translate::wait),
     row(C::Fneni, nothing),
     row(C::Fndisi, nothing),
     row(C::Fnsetpm, nothing),

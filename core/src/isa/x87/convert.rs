@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
 use crate::isa::traits::Width;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
 use crate::mem::Pod;
 use crate::vcpu::fpu::{INDEFINITE, Raw80, sw};
 use iced_x86::Code as C;
@@ -242,34 +242,34 @@ fn constant(ctx: &mut Ctx<'_>, i: &Insn, se: u16, sig: u64, nearest_up: bool, ex
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Fld_m32fp, load_real::<u32, 23, 8>),
-    row(C::Fld_m64fp, load_real::<u64, 52, 11>),
-    row(C::Fld_m80fp, load_m80),
-    row(C::Fild_m16int, load_int::<u16>),
-    row(C::Fild_m32int, load_int::<u32>),
-    row(C::Fild_m64int, load_int::<u64>),
+    same(C::Fld_m32fp, load_real::<u32, 23, 8>),
+    same(C::Fld_m64fp, load_real::<u64, 52, 11>),
+    same(C::Fld_m80fp, load_m80),
+    same(C::Fild_m16int, load_int::<u16>),
+    same(C::Fild_m32int, load_int::<u32>),
+    same(C::Fild_m64int, load_int::<u64>),
     row(C::Fbld_m80bcd, fbld),
-    row(C::Fst_m32fp, real32::<false>),
-    row(C::Fstp_m32fp, real32::<true>),
-    row(C::Fst_m64fp, real64::<false>),
-    row(C::Fstp_m64fp, real64::<true>),
-    row(C::Fstp_m80fp, store_m80),
-    row(C::Fist_m16int, store_m16::<{ C::Fist_m16int as u16 }, false>),
-    row(C::Fistp_m16int, store_m16::<{ C::Fist_m16int as u16 }, true>),
-    row(C::Fisttp_m16int, store_m16::<{ C::Fisttp_m16int as u16 }, true>),
-    row(C::Fist_m32int, int32::<{ C::Fist_m32int as u16 }, false>),
-    row(C::Fistp_m32int, int32::<{ C::Fist_m32int as u16 }, true>),
-    row(C::Fisttp_m32int, int32::<{ C::Fisttp_m32int as u16 }, true>),
-    row(C::Fistp_m64int, int64::<{ C::Fistp_m64int as u16 }>),
-    row(C::Fisttp_m64int, int64::<{ C::Fisttp_m64int as u16 }>),
-    row(C::Fbstp_m80bcd, fbstp),
-    row(C::Fld1, |c, i| constant(c, i, 0x3fff, INTEGER_BIT, false, true)),
-    row(C::Fldz, |c, i| constant(c, i, 0, 0, false, true)),
-    row(C::Fldl2t, |c, i| constant(c, i, 0x4000, 0xd49a_784b_cd1b_8afe, false, false)),
-    row(C::Fldl2e, |c, i| constant(c, i, 0x3fff, 0xb8aa_3b29_5c17_f0bb, true, false)),
-    row(C::Fldpi, |c, i| constant(c, i, 0x4000, 0xc90f_daa2_2168_c234, true, false)),
-    row(C::Fldlg2, |c, i| constant(c, i, 0x3ffd, 0x9a20_9a84_fbcf_f798, true, false)),
-    row(C::Fldln2, |c, i| constant(c, i, 0x3ffe, 0xb172_17f7_d1cf_79ab, true, false)),
+    same(C::Fst_m32fp, real32::<false>),
+    same(C::Fstp_m32fp, real32::<true>),
+    same(C::Fst_m64fp, real64::<false>),
+    same(C::Fstp_m64fp, real64::<true>),
+    same(C::Fstp_m80fp, store_m80),
+    same(C::Fist_m16int, store_m16::<{ C::Fist_m16int as u16 }, false>),
+    same(C::Fistp_m16int, store_m16::<{ C::Fist_m16int as u16 }, true>),
+    same(C::Fisttp_m16int, store_m16::<{ C::Fisttp_m16int as u16 }, true>),
+    same(C::Fist_m32int, int32::<{ C::Fist_m32int as u16 }, false>),
+    same(C::Fistp_m32int, int32::<{ C::Fist_m32int as u16 }, true>),
+    same(C::Fisttp_m32int, int32::<{ C::Fisttp_m32int as u16 }, true>),
+    same(C::Fistp_m64int, int64::<{ C::Fistp_m64int as u16 }>),
+    same(C::Fisttp_m64int, int64::<{ C::Fisttp_m64int as u16 }>),
+    same(C::Fbstp_m80bcd, fbstp),
+    same(C::Fld1, |c, i| constant(c, i, 0x3fff, INTEGER_BIT, false, true)),
+    same(C::Fldz, |c, i| constant(c, i, 0, 0, false, true)),
+    same(C::Fldl2t, |c, i| constant(c, i, 0x4000, 0xd49a_784b_cd1b_8afe, false, false)),
+    same(C::Fldl2e, |c, i| constant(c, i, 0x3fff, 0xb8aa_3b29_5c17_f0bb, true, false)),
+    same(C::Fldpi, |c, i| constant(c, i, 0x4000, 0xc90f_daa2_2168_c234, true, false)),
+    same(C::Fldlg2, |c, i| constant(c, i, 0x3ffd, 0x9a20_9a84_fbcf_f798, true, false)),
+    same(C::Fldln2, |c, i| constant(c, i, 0x3ffe, 0xb172_17f7_d1cf_79ab, true, false)),
 ];
 
 #[cfg(test)]

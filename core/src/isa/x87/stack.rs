@@ -3,7 +3,7 @@
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::insn::Insn;
-use crate::isa::{Row, row};
+use crate::isa::{Row, row, same};
 use crate::vcpu::flags::bit;
 use crate::vcpu::fpu::{INDEFINITE, sw};
 use iced_x86::Code as C;
@@ -119,26 +119,26 @@ fn fnop(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Fld_sti, fld),
-    row(C::Fst_sti, fst::<false>),
-    row(C::Fstp_sti, fst::<true>),
+    same(C::Fld_sti, fld),
+    same(C::Fst_sti, fst::<false>),
+    same(C::Fstp_sti, fst::<true>),
     row(C::Fstpnce_sti, fstpnce),
     row(C::Fstp_sti_DFD0, fst::<true>),
     row(C::Fstp_sti_DFD8, fst::<true>),
-    row(C::Fxch_st0_sti, fxch),
+    same(C::Fxch_st0_sti, fxch),
     row(C::Fxch_st0_sti_DDC8, fxch),
     row(C::Fxch_st0_sti_DFC8, fxch),
-    row(C::Fcmovb_st0_sti, |c, i| fcmov::<false>(c, i, bit::CF)),
-    row(C::Fcmove_st0_sti, |c, i| fcmov::<false>(c, i, bit::ZF)),
-    row(C::Fcmovbe_st0_sti, |c, i| fcmov::<false>(c, i, bit::CF | bit::ZF)),
-    row(C::Fcmovu_st0_sti, |c, i| fcmov::<false>(c, i, bit::PF)),
-    row(C::Fcmovnb_st0_sti, |c, i| fcmov::<true>(c, i, bit::CF)),
-    row(C::Fcmovne_st0_sti, |c, i| fcmov::<true>(c, i, bit::ZF)),
-    row(C::Fcmovnbe_st0_sti, |c, i| fcmov::<true>(c, i, bit::CF | bit::ZF)),
-    row(C::Fcmovnu_st0_sti, |c, i| fcmov::<true>(c, i, bit::PF)),
-    row(C::Ffree_sti, ffree::<false>),
+    same(C::Fcmovb_st0_sti, |c, i| fcmov::<false>(c, i, bit::CF)),
+    same(C::Fcmove_st0_sti, |c, i| fcmov::<false>(c, i, bit::ZF)),
+    same(C::Fcmovbe_st0_sti, |c, i| fcmov::<false>(c, i, bit::CF | bit::ZF)),
+    same(C::Fcmovu_st0_sti, |c, i| fcmov::<false>(c, i, bit::PF)),
+    same(C::Fcmovnb_st0_sti, |c, i| fcmov::<true>(c, i, bit::CF)),
+    same(C::Fcmovne_st0_sti, |c, i| fcmov::<true>(c, i, bit::ZF)),
+    same(C::Fcmovnbe_st0_sti, |c, i| fcmov::<true>(c, i, bit::CF | bit::ZF)),
+    same(C::Fcmovnu_st0_sti, |c, i| fcmov::<true>(c, i, bit::PF)),
+    same(C::Ffree_sti, ffree::<false>),
     row(C::Ffreep_sti, ffree::<true>),
-    row(C::Fincstp, rotate::<1>),
-    row(C::Fdecstp, rotate::<7>),
-    row(C::Fnop, fnop),
+    same(C::Fincstp, rotate::<1>),
+    same(C::Fdecstp, rotate::<7>),
+    same(C::Fnop, fnop),
 ];
