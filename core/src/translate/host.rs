@@ -2,6 +2,7 @@
 //! like. The interpreter's definition is the specification; a form the host answers otherwise on some of many operands is
 //! not translated, but called. Also which of the forms that are not on every host this one has.
 
+use super::x87;
 use crate::addr::Gpa;
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
@@ -82,7 +83,9 @@ fn survey(judge: &mut dyn FnMut(Code) -> Option<(bool, bool)>) -> Vec<Answer> {
         let sample = instruction(code, false, 2).or_else(|| instruction(code, true, 2));
         // The flags of a division are those from before it, whatever the host says.
         let divides = matches!(code.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
-        let undefined = !divides && sample.is_some_and(|i| i.rflags_undefined() != 0);
+        // The x87 has a probe of its own, `jit::x87_probe`.
+        let integer = x87::of(code) == x87::Use::No;
+        let undefined = integer && !divides && sample.is_some_and(|i| i.rflags_undefined() != 0);
         let present = code.cpuid_features().iter().all(|f| has(*f) != Some(false));
         let (agrees, anywhere) = match (present, undefined) {
             (false, _) => (false, false),
