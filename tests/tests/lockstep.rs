@@ -185,6 +185,14 @@ fn a_planted_register_is_found_in_the_very_step_and_told() {
     let code = m.details.lines().skip_while(|l| !l.starts_with("guest code")).nth(1).unwrap();
     assert!(code.trim_start().starts_with("0x000000000010"), "{m}");
     assert!(m.details.contains("rip") && m.details.contains("32-bit code, CPL 0"), "{m}");
+    // Below it what the block became: each guest instruction, and indented the host's.
+    let host: Vec<&str> = m.details.lines().skip_while(|l| *l != "translated code:").skip(1).collect();
+    let first = code.split_whitespace().next().unwrap();
+    let rip = u64::from_str_radix(first.trim_start_matches("0x"), 16).unwrap();
+    assert!(host[0].starts_with(&format!("block at {rip:#x}, ")), "{m}");
+    let at = host.iter().position(|l| *l == code).unwrap_or_else(|| panic!("{m}"));
+    assert!(host[at + 1].starts_with("      0x"), "{m}");
+    assert!(host.contains(&"  off the straight path:"), "{m}");
     // The other machine's register.
     let m = planted(Stride::Blocks(1), |vm| vm.lockstep().unwrap().reference().vcpus[0].gpr[15] ^= 0x40);
     assert_eq!(names(&m), ["r15"], "{m}");

@@ -50,8 +50,9 @@ pub struct Block {
     /// Offset and length of the host code in the buffer.
     pub at: usize,
     pub code_len: usize,
-    /// Offset of each instruction's host code in the block's.
+    /// Offset of each instruction's host code in the block's, and of what is off the straight path.
     pub starts: Vec<usize>,
+    pub cold: usize,
     /// Addresses of the entries.
     pub host_entry: u64,
     pub saved_entry: u64,
@@ -327,6 +328,7 @@ impl Translator {
             at,
             code_len: code.bytes.len(),
             starts: code.starts,
+            cold: code.cold,
             host_entry: self.buffer.address(at + code.host_entry),
             saved_entry: self.buffer.address(at + code.saved_entry),
             need: code.need,

@@ -76,8 +76,9 @@ pub struct Code {
     pub need: Need,
     pub slots: Vec<Slot>,
     pub sites: Vec<Box<Site>>,
-    /// Offset of the host code of each instruction.
+    /// Offset of the host code of each instruction, and of what is off the straight path.
     pub starts: Vec<usize>,
+    pub cold: usize,
     pub became: Became,
 }
 
@@ -246,10 +247,11 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         let next = e.end_rip();
         e.jump_to(next);
     }
+    let cold = e.a.offset().0;
     e.cold_code()?;
     let Emitter { a, slots, sites, .. } = e;
     let bytes = a.take().map_err(Stop::Dynasm)?;
-    Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, became })
+    Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, cold, became })
 }
 
 impl Emitter<'_> {

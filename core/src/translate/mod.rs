@@ -5,7 +5,8 @@
 //! flags, budget, ways out | `window` memory operands | `identical` re-encoding, `stack` and `special` own sequences |
 //! `x87` the x87 and MMX |
 //! `recipe` flags recomputed when somebody looks | `site` what happens where translated code calls out | `cache` blocks,
-//! links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined.
+//! links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined |
+//! `listing` blocks as text.
 
 // `dynasm!` converts register numbers; sites are boxed because generated code holds their addresses.
 #![allow(clippy::useless_conversion, clippy::vec_box)]
@@ -15,6 +16,7 @@ pub mod emit;
 mod host;
 mod identical;
 pub mod jump_cache;
+mod listing;
 pub mod mode;
 mod recipe;
 pub mod site;

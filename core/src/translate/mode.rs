@@ -46,6 +46,17 @@ impl ModeKey {
         self.0 & LONG != 0
     }
 
+    /// The mode in words: code size, and in 32-bit code the segments accessed without a check.
+    pub fn name(self) -> String {
+        const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+        if self.is64() {
+            return "64-bit".into();
+        }
+        let fast = (0u8..).zip(SEGMENTS).filter(|(n, _)| self.0 & (2 << n) != 0).map(|(_, name)| name);
+        let fast: Vec<&str> = fast.collect();
+        if fast.is_empty() { "32-bit".into() } else { format!("32-bit, fast {}", fast.join(" ")) }
+    }
+
     /// May generated code access memory through segment `seg`?
     pub const fn fast_segment(self, seg: u8) -> bool {
         self.is64() || self.0 & (2 << seg) != 0

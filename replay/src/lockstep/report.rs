@@ -7,6 +7,7 @@ use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::mem::Memory;
 use retrovisor_core::mmu::Paging;
 use retrovisor_core::mmu::walk::walk;
+use retrovisor_core::translate::mode::ModeKey;
 use retrovisor_core::vcpu::{Seg, Vcpu};
 use retrovisor_core::{Gpa, Icount};
 use std::fmt::{self, Write};
@@ -139,9 +140,21 @@ impl Scene<'_> {
     }
 }
 
-/// The translated code of the block at `cpu`'s RIP, if the translator can show it.
-fn host_code(_jit: &Vm, _cpu: &Vcpu) -> Option<String> {
-    None
+/// The translated code of the block the step began with. If no block begins there, of those around it.
+fn host_code(jit: &Vm, cpu: &Vcpu) -> Option<String> {
+    let t = jit.translator()?;
+    let mode = ModeKey::of(cpu)?;
+    let frame = walk(&jit.sys.mem, &Paging::of(cpu), cpu.rip & cpu.mode.lin_mask).ok()?.gpa.frame();
+    let around: Vec<(u32, u64)> = t
+        .blocks()
+        .filter(|(_, b)| b.key.mode == mode && b.contains(cpu.rip))
+        .filter(|(_, b)| b.key.rip >> 12 != cpu.rip >> 12 || b.key.gpa.frame() == frame)
+        .map(|(id, b)| (id, b.key.rip))
+        .collect();
+    let begins = around.iter().any(|(_, rip)| *rip == cpu.rip);
+    let shown = around.iter().filter(|(_, rip)| !begins || *rip == cpu.rip);
+    let text: String = shown.filter_map(|(id, _)| t.listing(*id, &jit.sys.mem)).collect();
+    (!text.is_empty()).then_some(text)
 }
 
 /// Reads code through the page tables as they are; how many bytes could be read.
