@@ -3,6 +3,7 @@
 
 mod args;
 mod examine;
+mod stats;
 
 use crate::inspect::Inspect;
 use crate::pagewalk;
@@ -65,12 +66,18 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "regs", usage: "regs", help: "all registers of the selected vCPU", more: "", run: regs },
     Command { name: "cpus", usage: "cpus", help: "what each vCPU is doing", more: "", run: cpus },
     Command { name: "catch", usage: "catch [VECTOR...|off]", help: "stop before exceptions are delivered", more: CATCH_MORE, run: catch },
+    Command { name: "stats", usage: "stats", help: "the engine, translator and MMU in numbers", more: STATS_MORE, run: stats::stats },
+    Command { name: "blocks", usage: "blocks [ADDR]", help: "translated blocks, or those at an address", more: BLOCKS_MORE, run: stats::blocks },
 ];
 
 const PT_MORE: &str = "Shows each level's entry and its flags; sets no accessed or dirty bit.\n";
 const FMT_MORE: &str = "FMT as of gdb's x: a count, a format (x d u o t c a s i) and a size (b h w g).\n";
 const CATCH_MORE: &str =
     "VECTOR is a number below 32 or a mnemonic (#PF, pf); without any, lists the present ones.\n";
+const STATS_MORE: &str = "Instructions become host instructions as they are (identical), sequences of the translator's own\n\
+     (emitted), or calls of the interpreter (called). Counts begin with this process, not with the guest.\n";
+const BLOCKS_MORE: &str = "Without ADDR their number by mode, and the largest. With ADDR the host code of each block there,\n\
+     guest instruction by guest instruction; host addresses are offsets in the code cache.\n";
 const DIS_MORE: &str =
     "Decodes in the present code size; without ADDR at CS:RIP, also where CS has a base.\n";
 
@@ -281,6 +288,63 @@ mod tests {
             "stopping before: #UD (6), #GP (13), #PF (14)\n"
         );
         assert_eq!(ask(&["catch 14", "catch off"]).unwrap(), "stopping before: nothing\n");
+    }
+
+    /// Runs the counting loop on `engine`, then asks.
+    fn after_running(engine: retrovisor_core::engine::Engine, line: &str) -> Result<String, String> {
+        let mut vm = machine(COUNT, Box::new(NoInput));
+        vm.engine = engine;
+        vm.run(Some(retrovisor_core::Icount(3000)));
+        let machine = &mut Inspect::new(&mut vm);
+        run(&mut Context { machine, vcpu: 0, exceptions: &mut 0 }, line)
+    }
+
+    #[test]
+    fn stats_tell_which_engine_did_what() {
+        use retrovisor_core::engine::Engine;
+        assert!(ask(&["stats"]).unwrap().contains("translator: not used so far"));
+        let interp = after_running(Engine::Interp, "stats").unwrap();
+        assert!(interp.contains("vCPU 0: 32-bit ring 0 code, on the interpreter\n"), "{interp}");
+        assert!(interp.contains("translator: not used so far"), "{interp}");
+        let jit = after_running(Engine::Jit, "stats").unwrap();
+        for part in [
+            "vCPU 0: 32-bit ring 0 code, on the translator\n",
+            "blocks alive",
+            "bytes of host code each",
+            "called 0.0%",
+            "0 written over, 0 for breakpoints, 0 evicted",
+            "links made: 2, ",
+            "TLB misses",
+            "1 ASIDs",
+            "0 traced pages",
+        ] {
+            assert!(jit.contains(part), "{part} is missing:\n{jit}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_counted_and_shown_with_their_host_code() {
+        use retrovisor_core::engine::Engine;
+        assert_eq!(ask(&["blocks"]).unwrap_err(), "the translator was not used so far");
+        let all = after_running(Engine::Jit, "blocks").unwrap();
+        // The loop, and its jump, which was entered after the store's page was looked up.
+        assert!(all.starts_with("2 blocks, 32-bit, fast es ss ds fs gs\n"), "{all}");
+        assert!(all.contains("block at 0x100020, gpa 0x100020 ("), "{all}");
+        // The address of the store leads to the block it is in the middle of.
+        let one = after_running(Engine::Jit, "blocks 0x100021").unwrap();
+        let guest: Vec<&str> = one.lines().filter(|l| l.starts_with("  0x")).collect();
+        assert_eq!(guest.len(), 3, "{one}");
+        for (line, insn) in guest.iter().zip(["inc eax", "mov [0x200000], eax", "jmp"]) {
+            assert!(line.contains(insn), "{one}");
+        }
+        // Guest EAX is host R14D; the increment is below its instruction and before the next.
+        let inc = one.lines().skip_while(|l| !l.contains("inc eax")).skip(1);
+        let mut inc = inc.take_while(|l| l.starts_with("      0x"));
+        assert!(inc.any(|l| l.ends_with("inc r14d")), "{one}");
+        assert!(one.contains("off the straight path:"), "{one}");
+        let none = after_running(Engine::Jit, "blocks 0x100028").unwrap_err();
+        assert_eq!(none, "no translated block contains 0x100028");
+        assert!(after_running(Engine::Jit, "blocks 1 2").unwrap_err().contains("one address at most"));
     }
 
     #[test]
