@@ -10,7 +10,7 @@ mod support;
 use guest::{COPY, COUNTER, INPUT, UNMAPPED};
 use retrovisor_core::Gpa;
 use retrovisor_debug::gdb::{GdbAddress, GdbServer};
-use retrovisor_debug::{Event, Exit, Role};
+use retrovisor_debug::{Event, Exit, Inspect, Role};
 use std::time::Duration;
 use support::{Bench, assert_in_order};
 
@@ -355,5 +355,150 @@ fn looking_does_not_change_the_machine() {
     assert!(matches!(handle.state(), Ok(Event::Stopped(_))));
     assert_eq!(state(), before);
     drop(other);
+    bench.finish();
+}
+
+/// Waits until the running guest's loop is translated, its blocks are linked, and it hardly ever leaves them.
+fn wait_until_hot(bench: &Bench) {
+    let store = bench.program.store;
+    let look = move || {
+        let look = move |m: &mut Inspect<'_>| {
+            let alive = m.vm().translator().is_some_and(|t| t.blocks().any(|(_, b)| b.contains(store)));
+            (alive, m.icount().0, m.vm().jit_stats().entries)
+        };
+        bench.session.handle().inspect(look).unwrap()
+    };
+    let first = look();
+    let mut before = first;
+    loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let now = look();
+        let (ran, entered) = (now.1 - before.1, now.2 - before.2);
+        if ran < 100_000 {
+            continue;
+        }
+        if now.0 && entered < ran / 1000 {
+            return;
+        }
+        assert!(now.1 - first.1 < 10_000_000_000, "never: {now:?}");
+        before = now;
+    }
+}
+
+#[test]
+fn breakpoint_in_the_middle_of_a_hot_translated_loop_stops_each_round() {
+    let bench = Bench::new(false);
+    let p = &bench.program;
+    wait_until_hot(&bench);
+    let out = bench.gdb(&[
+        // The store is in the middle of the block that begins behind the call.
+        &format!("monitor blocks {:#x}", p.store),
+        &format!("break *{:#x}", p.store),
+        "continue",
+        "info registers rip",
+        &format!("p $rbx - *(long*){COUNTER:#x}"),
+        "set $was = $rbx",
+        "continue",
+        "p $rbx - $was",
+        "ignore 1 50",
+        "continue",
+        "p $rbx - $was",
+        "monitor stats",
+        "delete",
+        "detach",
+    ]);
+    let rip = format!("rip            {:#x}", p.store);
+    let block = format!("block at {:#x}, ", p.after_call);
+    assert_in_order(
+        &out,
+        &[&block, "Breakpoint 1, ", &rip, "$1 = 1", "Breakpoint 1, ", "$2 = 1", "Breakpoint 1, ", "$3 = 52"],
+    );
+    let killed = out.split_once("written over, ").unwrap().1.split_once(" for breakpoints").unwrap().0;
+    assert_ne!(killed, "0", "{out}");
+    // Without the breakpoint the loop is one block again, and is not stopped in.
+    wait_until_hot(&bench);
+    bench.finish();
+}
+
+#[test]
+fn watchpoint_and_steps_in_a_hot_translated_loop_are_exact() {
+    let bench = Bench::new(false);
+    let p = &bench.program;
+    wait_until_hot(&bench);
+    let out = bench.gdb(&[
+        &format!("break *{:#x}", p.store),
+        "continue",
+        "delete",
+        &format!("set $was = *(long*){COUNTER:#x}"),
+        &format!("watch *(long*){COUNTER:#x}"),
+        "continue",
+        "info registers rip",
+        &format!("p *(long*){COUNTER:#x} - $was"),
+        "continue",
+        &format!("p *(long*){COUNTER:#x} - $was"),
+        "delete",
+        // Eleven instructions make a round.
+        "set $at = $rip",
+        "stepi 220",
+        "p $rip - $at",
+        "p $rbx - $was",
+        "stepi 9",
+        "info registers rip",
+        "stepi",
+        &format!("p *(long*){COUNTER:#x} - $was"),
+        "stepi",
+        &format!("p *(long*){COUNTER:#x} - $was"),
+        "detach",
+    ]);
+    assert_in_order(
+        &out,
+        &[
+            "Breakpoint 1, ",
+            "Hardware watchpoint 2",
+            "Old value = ",
+            &format!("rip            {:#x}", p.store + 8),
+            "$1 = 1",
+            "Old value = ",
+            "$2 = 2",
+            "$3 = 0",
+            "$4 = 22",
+            &format!("rip            {:#x}", p.after_call),
+            "$5 = 22",
+            "$6 = 23",
+            "detached",
+        ],
+    );
+    wait_until_hot(&bench);
+    bench.finish();
+}
+
+#[test]
+fn code_written_from_gdb_runs_though_the_old_was_translated() {
+    let bench = Bench::new(false);
+    let p = &bench.program;
+    wait_until_hot(&bench);
+    let killed = || bench.session.handle().inspect(|m| m.vm().jit_stats().written).unwrap();
+    let before = killed();
+    // `inc rbx` becomes `dec rbx`.
+    let out = bench.gdb(&[
+        &format!("set {{char}}{:#x} = 0xcb", p.after_call + 2),
+        &format!("x/i {:#x}", p.after_call),
+        "set $rbx = 0",
+        "detach",
+    ]);
+    assert_in_order(&out, &["dec    %rbx", "detached"]);
+    wait_until_hot(&bench);
+    assert!(killed() > before, "the block was killed");
+    let out = bench.gdb(&[
+        &format!("monitor blocks {:#x}", p.after_call),
+        &format!("break *{:#x}", p.store),
+        "continue",
+        "set $was = $rbx",
+        "continue",
+        "p $rbx - $was",
+        "p $rbx < 0",
+        "detach",
+    ]);
+    assert_in_order(&out, &["dec rbx", "Breakpoint 1, ", "Breakpoint 1, ", "$1 = -1", "$2 = 1", "detached"]);
     bench.finish();
 }
