@@ -348,6 +348,27 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_straddles_two_pages_is_found_from_both() {
+        // At 0x100020 a jump to 0x100ffe, where `mov eax, 0x11223344; jmp 0x100020` is.
+        let mut code = vec![0xe9, 0xd9, 0x0f, 0, 0];
+        code.resize(0xfde, 0x90);
+        code.extend([0xb8, 0x44, 0x33, 0x22, 0x11, 0xe9, 0x18, 0xf0, 0xff, 0xff]);
+        for at in ["0x100fff", "0x101002"] {
+            let mut vm = machine(&code, Box::new(NoInput));
+            vm.run(Some(retrovisor_core::Icount(3000)));
+            assert_eq!(vm.vcpus[0].gpr[0], 0x1122_3344);
+            let machine = &mut Inspect::new(&mut vm);
+            let mut ctx = Context { machine, vcpu: 0, exceptions: &mut 0 };
+            let one = run(&mut ctx, &format!("blocks {at}")).unwrap();
+            assert!(one.starts_with("block at 0x100ffe, ") && one.matches("block at").count() == 1, "{one}");
+            assert!(
+                one.contains(": 1 instructions in 5 bytes") && one.contains("mov eax, 0x11223344"),
+                "{one}"
+            );
+        }
+    }
+
+    #[test]
     fn registers_and_vcpus_are_listed() {
         let regs = ask(&["regs"]).unwrap();
         assert!(regs.contains("rip 0000000000100020") && regs.contains("idtr_limit"), "{regs}");
