@@ -22,7 +22,7 @@ use crate::machine::vm::{Vm, VmExit};
 use crate::vcpu::{Activity, Shadow, flags};
 
 /// Instructions between two looks at the live input port.
-const POLL_INTERVAL: u64 = 20_000;
+const POLL_INTERVAL: u64 = 100_000;
 
 /// What a boundary step decided.
 enum Next {

@@ -16,9 +16,11 @@ use crate::addr::Asid;
 use std::ops::Range;
 
 /// log2 of the entries of an array.
-pub const ENTRY_BITS: u32 = 10;
+pub const ENTRY_BITS: u32 = 12;
 /// Entries of an array.
 pub const ENTRIES: usize = 1 << ENTRY_BITS;
+/// Entries of a 64th of an array.
+const CHUNK: usize = ENTRIES / 64;
 /// Views of an ASID, see [`super::View`].
 pub const VIEWS: usize = 4;
 /// Arrays of an ASID: number `asid << 3 | view` for data, and with [`FETCH`] for fetches.
@@ -122,8 +124,8 @@ pub struct Tlb {
     infos: Vec<Info>,
     /// First entry of each slab page; entry number + 1, 0 = none.
     heads: Vec<u32>,
-    /// Arrays filled since they were cleared.
-    used: Vec<bool>,
+    /// For each array: bit n is set if any of its n-th 64 entries was filled since they were cleared.
+    used: Vec<u64>,
     /// Host address of the slab.
     host: u64,
     epoch: u64,
@@ -143,7 +145,7 @@ impl Tlb {
             entries,
             infos: vec![[0; 3]; arrays << ENTRY_BITS],
             heads: vec![0; pages],
-            used: vec![false; arrays],
+            used: vec![0; arrays],
             host,
             epoch: 0,
             replaced_write: false,
@@ -219,9 +221,16 @@ impl Tlb {
         if page(i, &words).is_none() {
             return;
         }
-        self.used[a] = true;
+        self.used[a] |= 1 << ((i & (ENTRIES - 1)) / CHUNK);
         self.entries[i] = words;
         self.link(i, f.slab, frame);
+    }
+
+    /// Numbers of the entries of array `a` that may hold something.
+    fn filled(&self, a: usize) -> impl Iterator<Item = usize> + use<> {
+        let (used, first) = (self.used.get(a).copied().unwrap_or(0), a << ENTRY_BITS);
+        let chunks = (0..64usize).filter(move |c| used >> c & 1 != 0);
+        chunks.flat_map(move |c| (first + c * CHUNK)..(first + (c + 1) * CHUNK))
     }
 
     /// Revokes the write tags of a slab page.
@@ -249,10 +258,8 @@ impl Tlb {
     /// Revokes every write tag.
     pub fn drop_all_writes(&mut self) {
         for a in (0..self.used.len()).filter(|a| *a as u32 & FETCH == 0) {
-            if self.used[a] {
-                for i in a << ENTRY_BITS..(a + 1) << ENTRY_BITS {
-                    self.clear_write(i);
-                }
+            for i in self.filled(a) {
+                self.clear_write(i);
             }
         }
         self.revoked();
@@ -272,7 +279,7 @@ impl Tlb {
     /// Revokes all tags of `pages` linear pages from `base` in one array.
     pub fn clear_range(&mut self, array: u32, base: u64, pages: u64) {
         self.revoked();
-        if !self.used.get(array as usize).is_some_and(|u| *u) {
+        if self.used.get(array as usize).is_none_or(|u| *u == 0) {
             return;
         }
         let inside =
@@ -286,8 +293,7 @@ impl Tlb {
             }
             return;
         }
-        let first = (array as usize) << ENTRY_BITS;
-        for i in first..first + ENTRIES {
+        for i in self.filled(array as usize) {
             if inside(self, i) {
                 self.clear(i);
             }
@@ -298,11 +304,11 @@ impl Tlb {
     pub fn clear_array(&mut self, array: u32) {
         self.revoked();
         let a = array as usize;
-        if self.used.get(a).is_some_and(|u| *u) {
-            for i in a << ENTRY_BITS..(a + 1) << ENTRY_BITS {
+        if self.used.get(a).is_some_and(|u| *u != 0) {
+            for i in self.filled(a) {
                 self.clear(i);
             }
-            self.used[a] = false;
+            self.used[a] = 0;
         }
     }
 
@@ -315,12 +321,7 @@ impl Tlb {
 
     /// The entries of an array that hold something.
     pub fn entries(&self, array: u32) -> impl Iterator<Item = Held> {
-        let first = ((array as usize) << ENTRY_BITS).min(self.entries.len());
-        let last = match self.used.get(array as usize) {
-            Some(true) => first + ENTRIES,
-            _ => first,
-        };
-        (first..last).filter_map(move |i| {
+        self.filled(array as usize).filter_map(move |i| {
             let (w, fetch) = (&self.entries[i], array & FETCH != 0);
             Some(Held {
                 page: page(i, w)?,

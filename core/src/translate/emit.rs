@@ -511,6 +511,13 @@ impl Emitter<'_> {
         from
     }
 
+    /// The slow path made last is not taken for want of a TLB entry.
+    pub(super) fn not_a_lookup(&mut self) {
+        if let Some(s) = self.sites.last_mut() {
+            s.lookup = false;
+        }
+    }
+
     /// Gives slow paths that executed up to instruction `k` their way back.
     fn resolve_pending(&mut self, k: usize) {
         let here = self.pending.iter().any(|p| p.until == k);

@@ -79,6 +79,7 @@ impl Emitter<'_> {
         self.before_clobber();
         self.check_budget_here();
         let miss = self.slow_label(self.k);
+        self.not_a_lookup();
         if !self.options.jump_cache {
             dynasm!(self.a ; .arch x64 ; jmp =>miss);
             return Ok(());

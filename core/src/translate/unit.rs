@@ -142,7 +142,7 @@ impl Item {
                     && full_width
                     && self.insn.base == r
                     && self.insn.index == ZERO
-                    && self.insn.addr_mask >= 0xffff_ffff =>
+                    && self.insn.addr_mask == if self.insn.bits == 64 { u64::MAX } else { 0xffff_ffff } =>
             {
                 Some(self.insn.disp as i64)
             }

@@ -1,15 +1,16 @@
-//! REP MOVS and REP STOS by spans: as many elements as lie in one page of each operand, moved in slab memory at once.
+//! REP MOVS, REP STOS and REP SCAS by spans: as many elements as lie in one page of each operand, moved in slab memory at once.
 //!
 //! Every function returns `None` when the next element must go the ordinary way: it straddles a page or an address
 //! wrap, is not plain memory, or would fault. A span is exactly what the elements one by one would have done.
 
 use crate::addr::PAGE_SIZE;
 use crate::ctx::Ctx;
-use crate::isa::insn::Insn;
+use crate::isa::alu::arith::sub;
+use crate::isa::insn::{Insn, prefix};
 use crate::isa::traits::Width;
 use crate::mmu::{Access, Privilege};
 use crate::vcpu::Seg;
-use crate::vcpu::flags::bit::DF;
+use crate::vcpu::flags::bit::{ARITH, DF};
 use crate::vcpu::gpr::{RAX, RDI, RSI};
 
 /// Elements worth a span: below this the set-up costs more than it saves.
@@ -47,6 +48,28 @@ impl Ctx<'_> {
         fill(dst, v);
         self.set_indexed(RDI, i.addr_mask, di.wrapping_add(bytes as u64));
         (n > 0).then_some(n)
+    }
+
+    /// Up to `n` elements of REPE or REPNE SCAS, upwards; the flags are those of the last one's comparison, which ends the
+    /// repetition or not.
+    #[inline]
+    pub(super) fn bulk_scas<W: Width>(&mut self, i: &Insn, n: u64) -> Option<u64> {
+        if n < WORTH || self.cpu.flags.has(DF) {
+            return None;
+        }
+        let di = self.indexed(RDI, i.addr_mask);
+        let (at, n) = self.span::<W, false>(Seg::Es as u8, di, n)?;
+        let acc = W::reg(self.cpu, RAX as u8);
+        let memory = self.sys.mem.ram.as_slice().get(at..at.checked_add(n as usize * W::SIZE)?)?;
+        let goes_on = |e: &[u8]| (W::from_slice(e) == acc) == i.has(prefix::REP);
+        let elements = memory.chunks_exact(W::SIZE);
+        let equal = elements.clone().take_while(|e| goes_on(e)).count() as u64;
+        let done = (equal + 1).min(n);
+        let last = elements.skip(done as usize - 1).map(W::from_slice).next()?;
+        let (_, f) = sub::<W>(acc.u(), last.u(), 0);
+        self.cpu.flags.replace(ARITH, f);
+        self.set_indexed(RDI, i.addr_mask, di.wrapping_add(done * W::SIZE as u64));
+        Some(done)
     }
 
     /// Up to `n` elements of REP MOVS, upwards. Overlapping operands, where a later element reads what an earlier

@@ -132,7 +132,12 @@ fn lods<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn scas<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.repeat::<true>(i, |ctx, _| {
+    ctx.repeat::<true>(i, |ctx, n| {
+        if n > 1
+            && let Some(n) = ctx.bulk_scas::<W>(i, n)
+        {
+            return Ok(n);
+        }
         let v: W = ctx.load(ES, ctx.indexed(RDI, i.addr_mask))?;
         let (_, f) = sub::<W>(W::reg(ctx.cpu, RAX as u8).u(), v.u(), 0);
         ctx.cpu.flags.replace(ARITH, f);
