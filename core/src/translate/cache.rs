@@ -17,7 +17,7 @@ use crate::vcpu::cpuid::CpuModel;
 use std::collections::HashMap;
 
 /// Bytes of host code kept, unless told otherwise.
-pub const BUFFER: usize = 64 << 20;
+pub const BUFFER: usize = 128 << 20;
 /// The buffer is evicted in this many pieces.
 const SEGMENTS: usize = 8;
 /// Room for the stubs at the start of the buffer.
