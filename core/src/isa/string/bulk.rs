@@ -15,6 +15,8 @@ use crate::vcpu::gpr::{RAX, RDI, RSI};
 
 /// Elements worth a span: below this the set-up costs more than it saves.
 const WORTH: u64 = 4;
+/// Elements SCAS looks at at once.
+const GROUP: usize = 64;
 
 impl Ctx<'_> {
     /// The slab offset of `seg:off` and how many elements of width `W`, at most `n`, follow it upwards in the same
@@ -63,7 +65,13 @@ impl Ctx<'_> {
         let memory = self.sys.mem.ram.as_slice().get(at..at.checked_add(n as usize * W::SIZE)?)?;
         let goes_on = |e: &[u8]| (W::from_slice(e) == acc) == i.has(prefix::REP);
         let elements = memory.chunks_exact(W::SIZE);
-        let equal = elements.clone().take_while(|e| goes_on(e)).count() as u64;
+        // Whole groups first: a loop without a way out is one the compiler turns into vector instructions.
+        let group = GROUP * W::SIZE;
+        let whole = memory.chunks_exact(group);
+        let clear =
+            whole.take_while(|g| g.chunks_exact(W::SIZE).fold(true, |all, e| all & goes_on(e))).count();
+        let rest = memory.get(clear * group..)?.chunks_exact(W::SIZE);
+        let equal = (clear * GROUP + rest.take_while(|e| goes_on(e)).count()) as u64;
         let done = (equal + 1).min(n);
         let last = elements.skip(done as usize - 1).map(W::from_slice).next()?;
         let (_, f) = sub::<W>(acc.u(), last.u(), 0);
