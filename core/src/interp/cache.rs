@@ -139,6 +139,14 @@ impl BlockCache {
         if insns.is_empty() { None } else { Some(self.add(key, insns, len, None, mem)) }
     }
 
+    /// Does the instruction at `key`, in RAM or ROM, leave its page?
+    pub fn straddles(&self, key: Key, mem: &Memory) -> bool {
+        let (Target::Ram(off) | Target::Rom(off)) = mem.map.lookup(key.gpa) else { return false };
+        let room = (PAGE_SIZE - key.gpa.offset()) as usize;
+        let bytes = &mem.ram.as_slice()[off..off + room.min(15)];
+        room < 15 && isa::decode(bytes, key.bits, key.rip, self.model).is_none()
+    }
+
     /// Decodes the one instruction at `key` that straddles into the frame at `second`.
     pub fn build_straddling(&mut self, key: Key, second: Gpa, mem: &mut Memory) -> Option<u32> {
         let first = (PAGE_SIZE - key.gpa.offset()) as usize;

@@ -143,6 +143,10 @@ impl Ctx<'_> {
         if let Some(b) = cache.build(key, &mut self.sys.mem) {
             return Some(b);
         }
+        // The next page may be touched only by an instruction that reaches into it.
+        if !cache.straddles(key, &self.sys.mem) {
+            return None;
+        }
         let second = self.translate_fetch(next_page(self.code_lin()) & self.cpu.mode.lin_mask).ok()?;
         cache.build_straddling(key, second, &mut self.sys.mem)
     }

@@ -237,9 +237,8 @@ impl Translator {
     }
 
     /// Does the instruction at `key` leave its page?
-    pub(crate) fn straddles(&mut self, key: &Key, mem: &Memory) -> bool {
-        page_bytes(key, mem)
-            .is_some_and(|b| b.len() < 15 && self.analyser.unit(*key, b, &|_| true).items.is_empty())
+    pub(crate) fn straddles(&self, key: &Key, mem: &Memory) -> bool {
+        page_bytes(key, mem).is_some_and(|b| b.len() < 15 && !self.analyser.holds(key, b))
     }
 
     /// The one instruction at `key` that straddles into the frame at `second`.

@@ -202,6 +202,11 @@ impl Analyser {
         Self { model, undefined, factory: InstructionInfoFactory::new() }
     }
 
+    /// Do `bytes` hold the whole instruction at `key`?
+    pub fn holds(&self, key: &Key, bytes: &[u8]) -> bool {
+        isa::decode(bytes, key.mode.bits(), key.rip, self.model).is_some()
+    }
+
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
     /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
     pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
