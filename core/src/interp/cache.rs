@@ -1,11 +1,11 @@
 //! The decoded-block cache. Blocks are keyed on (guest-physical address, RIP, code size) and die when any of their bytes
 //! is written. A block stays in its page, but for a block of one instruction that straddles two.
 
-use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
+use crate::addr::Gpa;
 use crate::isa::{self, insn::Insn};
-use crate::mem::{Memory, Target, Traced};
+use crate::mem::blocks::{BlockIndex, Extent, Marks};
+use crate::mem::{Memory, Traced};
 use crate::vcpu::cpuid::CpuModel;
-use std::collections::HashMap;
 
 /// What makes a block unique.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,25 +28,9 @@ struct Block {
 /// A block lies in one cache line, which every dispatch touches.
 const _: () = assert!(size_of::<Block>() <= 64);
 
-/// The slab pages marked as code for a block.
-type Marks = [Option<u32>; 2];
-
 impl Block {
-    /// Bytes in the frame of the block's first byte.
-    fn first_len(&self) -> u64 {
-        match self.second {
-            None => u64::from(self.len),
-            Some(_) => PAGE_SIZE - self.key.gpa.offset(),
-        }
-    }
-
-    /// Does a write (inside one frame) touch the block's bytes?
-    fn overlaps(&self, w: &Traced) -> bool {
-        let (start, end) = (w.gpa.0, w.gpa.0 + u64::from(w.len));
-        let first = self.first_len();
-        let rest = u64::from(self.len) - first;
-        (self.key.gpa.0 < end && start < self.key.gpa.0 + first)
-            || self.second.is_some_and(|s| s.0 < end && start < s.0 + rest)
+    fn extent(&self) -> Extent {
+        Extent { gpa: self.key.gpa, len: self.len, second: self.second }
     }
 }
 
@@ -70,8 +54,7 @@ pub struct BlockCache {
     free: Vec<u32>,
     /// Direct-mapped: hash of the key to block number.
     table: Box<[u32]>,
-    /// Blocks of each frame that has any.
-    by_frame: HashMap<u64, Vec<u32>>,
+    index: BlockIndex,
     insns: usize,
     pub stats: CacheStats,
 }
@@ -92,7 +75,7 @@ impl BlockCache {
             marks: Vec::new(),
             free: Vec::new(),
             table: vec![EMPTY; 1 << TABLE_BITS].into_boxed_slice(),
-            by_frame: HashMap::new(),
+            index: BlockIndex::default(),
             insns: 0,
             stats: CacheStats::default(),
         }
@@ -133,28 +116,18 @@ impl BlockCache {
 
     /// Decodes the block at `key`; `None` if its first instruction leaves the page or is not in RAM or ROM.
     pub fn build(&mut self, key: Key, mem: &mut Memory) -> Option<u32> {
-        let (Target::Ram(off) | Target::Rom(off)) = mem.map.lookup(key.gpa) else { return None };
-        let room = (PAGE_SIZE - key.gpa.offset()) as usize;
-        let (insns, len) = decode_block(&mem.ram.as_slice()[off..off + room], key, self.model);
+        let (insns, len) = decode_block(mem.code_bytes(key.gpa)?, key, self.model);
         if insns.is_empty() { None } else { Some(self.add(key, insns, len, None, mem)) }
     }
 
     /// Does the instruction at `key`, in RAM or ROM, leave its page?
     pub fn straddles(&self, key: Key, mem: &Memory) -> bool {
-        let (Target::Ram(off) | Target::Rom(off)) = mem.map.lookup(key.gpa) else { return false };
-        let room = (PAGE_SIZE - key.gpa.offset()) as usize;
-        let bytes = &mem.ram.as_slice()[off..off + room.min(15)];
-        room < 15 && isa::decode(bytes, key.bits, key.rip, self.model).is_none()
+        mem.code_bytes(key.gpa).is_some_and(|b| isa::leaves_page(b, key.bits, key.rip, self.model))
     }
 
     /// Decodes the one instruction at `key` that straddles into the frame at `second`.
     pub fn build_straddling(&mut self, key: Key, second: Gpa, mem: &mut Memory) -> Option<u32> {
-        let first = (PAGE_SIZE - key.gpa.offset()) as usize;
-        let mut bytes = [0u8; 15];
-        let first = first.min(15);
-        if !mem.read_phys(key.gpa, &mut bytes[..first]) || !mem.read_phys(second, &mut bytes[first..]) {
-            return None;
-        }
+        let (bytes, first) = mem.straddling_bytes(key.gpa, second)?;
         let d = isa::decode(&bytes, key.bits, key.rip, self.model)?;
         let len = usize::from(d.insn.len);
         if d.insn.code == 0 || len <= first {
@@ -172,34 +145,27 @@ impl BlockCache {
         self.stats.built += 1;
         let insns = insns.into_boxed_slice();
         let block = Block { key, len, second, insns, live: true };
-        let first = block.first_len();
-        let parts = [Some((key.gpa, first)), second.map(|s| (s, u64::from(len) - first))];
-        let marks = parts.map(|p| p.and_then(|(gpa, n)| mark(mem, gpa, n)));
-        let id = self.insert(block, marks);
-        for gpa in [Some(key.gpa), second].into_iter().flatten() {
-            self.by_frame.entry(gpa.frame()).or_default().push(id);
-        }
+        let extent = block.extent();
+        let id = self.insert(block);
+        self.marks[id as usize] = self.index.insert(id, &extent, mem);
         self.table[Self::slot(key)] = id;
         id
     }
 
-    fn insert(&mut self, block: Block, marks: Marks) -> u32 {
+    fn insert(&mut self, block: Block) -> u32 {
         if let Some(id) = self.free.pop() {
             self.blocks[id as usize] = block;
-            self.marks[id as usize] = marks;
             return id;
         }
         self.blocks.push(block);
-        self.marks.push(marks);
+        self.marks.push(Marks::default());
         (self.blocks.len() - 1) as u32
     }
 
     /// Kills the blocks overlapped by `writes`.
     pub fn invalidate(&mut self, writes: &[Traced], mem: &mut Memory) {
         for w in writes {
-            let Some(ids) = self.by_frame.get(&w.gpa.frame()) else { continue };
-            let hit: Vec<u32> =
-                ids.iter().copied().filter(|id| self.blocks[*id as usize].overlaps(w)).collect();
+            let hit = self.index.touched(w, |id| self.blocks.get(id as usize).map(Block::extent));
             for id in hit {
                 self.kill(id, mem);
             }
@@ -212,14 +178,8 @@ impl BlockCache {
         self.insns -= b.insns.len();
         b.insns = Box::default();
         self.stats.invalidated += 1;
-        for gpa in [Some(b.key.gpa), b.second].into_iter().flatten() {
-            let Some(ids) = self.by_frame.get_mut(&gpa.frame()) else { continue };
-            ids.retain(|i| *i != id);
-            if ids.is_empty() {
-                self.by_frame.remove(&gpa.frame());
-            }
-        }
-        unmark(mem, std::mem::take(&mut self.marks[id as usize]));
+        let (extent, marks) = (b.extent(), std::mem::take(&mut self.marks[id as usize]));
+        self.index.remove(id, &extent, marks, mem);
         self.free.push(id);
     }
 
@@ -227,23 +187,12 @@ impl BlockCache {
     pub fn flush(&mut self, mem: &mut Memory) {
         self.blocks.clear();
         // Dead blocks have none.
-        self.marks.drain(..).for_each(|m| unmark(mem, m));
+        self.marks.drain(..).for_each(|m| mem.unmark(m));
         self.free.clear();
-        self.by_frame.clear();
+        self.index.clear();
         self.table.fill(EMPTY);
         self.insns = 0;
     }
-}
-
-/// Marks `len` bytes at `gpa` as code; the slab page, if they are RAM.
-fn mark(mem: &mut Memory, gpa: Gpa, len: u64) -> Option<u32> {
-    let Target::Ram(off) = mem.map.lookup(gpa) else { return None };
-    mem.mark_code(off >> PAGE_SHIFT, gpa.offset() as usize, len as usize);
-    Some((off >> PAGE_SHIFT) as u32)
-}
-
-fn unmark(mem: &mut Memory, marks: Marks) {
-    marks.into_iter().flatten().for_each(|p| mem.unmark_code(p as usize));
 }
 
 /// Decodes up to the first block-ending instruction, the end of `bytes`, or [`MAX_BLOCK`] instructions.

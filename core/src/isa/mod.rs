@@ -209,6 +209,11 @@ pub fn decode(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<Decod
     decode_full(bytes, bits, rip, model).map(|(d, _)| d)
 }
 
+/// Does the instruction at the start of `bytes`, which end where a page does, reach into the next page?
+pub fn leaves_page(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> bool {
+    bytes.len() < 15 && decode(bytes, bits, rip, model).is_none()
+}
+
 /// [`decode`], with iced-x86's own form of the instruction.
 pub fn decode_full(bytes: &[u8], bits: u8, rip: u64, model: CpuModel) -> Option<(Decoded, Instruction)> {
     let window = &bytes[..bytes.len().min(15)];

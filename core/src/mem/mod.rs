@@ -3,6 +3,7 @@
 //! has no write tag". So every writer of memory can revoke what its write makes stale, whoever else is running.
 //! Knows nothing of paging or instructions. Every write to RAM by anyone passes a check of the page's flags.
 
+pub mod blocks;
 mod code;
 pub mod map;
 pub mod ram;

@@ -6,12 +6,14 @@ use super::jump_cache::{JumpCache, JumpEntry};
 use super::mode::ModeKey;
 use super::site::{Misfit, Site};
 use super::unit::{Analyser, Key, Unit};
-use crate::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE};
+use crate::addr::Gpa;
 use crate::engine::JitOptions;
+use crate::isa;
 use crate::jit::buffer::CodeBuffer;
 use crate::jit::frame::FrameStack;
 use crate::jit::stubs::{self, Stubs};
-use crate::mem::{Memory, Target as Place, Traced};
+use crate::mem::blocks::{BlockIndex, Extent, Marks};
+use crate::mem::{Memory, Traced};
 use crate::mmu::tlb::{ENTRIES, Entry, token};
 use crate::vcpu::cpuid::CpuModel;
 use std::collections::HashMap;
@@ -66,21 +68,13 @@ pub struct Block {
     _sites: Vec<Box<Site>>,
     /// Tells blocks that had the same number one after the other apart.
     serial: u64,
-    /// Slab pages that are marked as code for it.
-    marked: [Option<usize>; 2],
+    marks: Marks,
 }
 
 impl Block {
-    /// Does a write (inside one frame) touch the block's bytes?
-    fn overlaps(&self, w: &Traced) -> bool {
-        let (start, end) = (w.gpa.0, w.gpa.0 + u64::from(w.len));
-        let first = match self.second {
-            None => u64::from(self.len),
-            Some(_) => PAGE_SIZE - self.key.gpa.offset(),
-        };
-        let rest = u64::from(self.len).saturating_sub(first);
-        (self.key.gpa.0 < end && start < self.key.gpa.0 + first)
-            || self.second.is_some_and(|s| s.0 < end && start < s.0 + rest)
+    /// The guest's bytes.
+    pub fn extent(&self) -> Extent {
+        Extent { gpa: self.key.gpa, len: self.len, second: self.second }
     }
 }
 
@@ -119,7 +113,7 @@ pub struct Translator {
     by_key: HashMap<Key, u32>,
     /// Direct-mapped in front of `by_key`.
     recent: Box<[u32]>,
-    by_frame: HashMap<u64, Vec<u32>>,
+    index: BlockIndex,
     /// Numbers and serials of the blocks put into each segment.
     in_segment: Vec<Vec<(u32, u64)>>,
     segment: usize,
@@ -157,7 +151,7 @@ impl Translator {
             free: Vec::new(),
             by_key: HashMap::new(),
             recent: vec![NONE; 1 << RECENT_BITS].into_boxed_slice(),
-            by_frame: HashMap::new(),
+            index: BlockIndex::default(),
             in_segment: vec![Vec::new(); SEGMENTS],
             segment: 0,
             next: STUBS,
@@ -231,26 +225,23 @@ impl Translator {
     ) -> Option<u32> {
         let unit = match second {
             Some(s) => self.straddling(key, mem, s.page())?,
-            None => self.analyser.unit(key, page_bytes(&key, mem)?, stop),
+            None => self.analyser.unit(key, mem.code_bytes(key.gpa)?, stop),
         };
         if unit.items.is_empty() { None } else { self.add(unit, mem) }
     }
 
     /// Does the instruction at `key` leave its page?
     pub(crate) fn straddles(&self, key: &Key, mem: &Memory) -> bool {
-        page_bytes(key, mem).is_some_and(|b| b.len() < 15 && !self.analyser.holds(key, b))
+        let (bits, model) = (key.mode.bits(), self.analyser.model);
+        mem.code_bytes(key.gpa).is_some_and(|b| isa::leaves_page(b, bits, key.rip, model))
     }
 
     /// The one instruction at `key` that straddles into the frame at `second`.
     fn straddling(&mut self, key: Key, mem: &Memory, second: Gpa) -> Option<Unit> {
-        let first = (PAGE_SIZE - key.gpa.offset()) as usize;
-        if first >= 15 || !key.mode.is64() && key.rip > u64::from(u32::MAX) - 15 {
+        if !key.mode.is64() && key.rip > u64::from(u32::MAX) - 15 {
             return None;
         }
-        let mut bytes = [0u8; 15];
-        if !mem.read_phys(key.gpa, &mut bytes[..first]) || !mem.read_phys(second, &mut bytes[first..]) {
-            return None;
-        }
+        let (bytes, first) = mem.straddling_bytes(key.gpa, second)?;
         let mut unit = self.analyser.unit(key, &bytes, &|_| true);
         if unit.items.first()?.insn.code == 0 || unit.len as usize <= first {
             return None;
@@ -304,17 +295,8 @@ impl Translator {
         s.emitted += u64::from(code.became.emitted);
         s.called += u64::from(code.became.called);
         let key = unit.key;
-        let first = unit.second.map_or(unit.len, |_| (PAGE_SIZE - key.gpa.offset()) as u32);
-        let mut marked = [None; 2];
-        let parts = [(Some(key.gpa), first), (unit.second, unit.len - first)];
-        for (mark, (gpa, len)) in marked.iter_mut().zip(parts) {
-            let Some(gpa) = gpa else { continue };
-            self.by_frame.entry(gpa.frame()).or_default().push(id);
-            if let Place::Ram(off) = mem.map.lookup(gpa) {
-                mem.mark_code(off >> PAGE_SHIFT, gpa.offset() as usize, len as usize);
-                *mark = Some(off >> PAGE_SHIFT);
-            }
-        }
+        let extent = Extent { gpa: key.gpa, len: unit.len, second: unit.second };
+        let marks = self.index.insert(id, &extent, mem);
         self.in_segment[self.segment].push((id, self.serial));
         self.by_key.insert(key, id);
         self.recent[Self::recent_slot(&key)] = id;
@@ -336,7 +318,7 @@ impl Translator {
             incoming: Vec::new(),
             _sites: code.sites,
             serial: self.serial,
-            marked,
+            marks,
         });
     }
 
@@ -433,24 +415,14 @@ impl Translator {
         if let Some(c) = &mut self.jump_caches[usize::from(b.key.mode.0)] {
             c.remove(b.key.rip, b.saved_entry);
         }
-        for gpa in [Some(b.key.gpa), b.second].into_iter().flatten() {
-            if let Some(ids) = self.by_frame.get_mut(&gpa.frame()) {
-                ids.retain(|i| *i != id);
-                if ids.is_empty() {
-                    self.by_frame.remove(&gpa.frame());
-                }
-            }
-        }
-        b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p));
+        self.index.remove(id, &b.extent(), b.marks, mem);
         self.free.push(id);
     }
 
     /// Kills the blocks overlapped by `writes`.
     pub(crate) fn invalidate(&mut self, writes: &[Traced], mem: &mut Memory) {
         for w in writes {
-            let Some(ids) = self.by_frame.get(&w.gpa.frame()) else { continue };
-            let hit: Vec<u32> =
-                ids.iter().copied().filter(|id| self.block(*id).is_some_and(|b| b.overlaps(w))).collect();
+            let hit = self.index.touched(w, |id| self.block(id).map(Block::extent));
             for id in hit {
                 self.stats.written += 1;
                 self.kill(id, mem);
@@ -494,12 +466,12 @@ impl Translator {
     /// Drops every block.
     pub(crate) fn flush(&mut self, mem: &mut Memory) {
         for b in self.blocks.drain(..).flatten() {
-            b.marked.into_iter().flatten().for_each(|p| mem.unmark_code(p));
+            mem.unmark(b.marks);
         }
         self.free.clear();
         self.by_key.clear();
         self.recent.fill(NONE);
-        self.by_frame.clear();
+        self.index.clear();
         self.in_segment.iter_mut().for_each(Vec::clear);
         self.jump_caches.fill_with(|| None);
         (self.segment, self.next) = (0, STUBS);
@@ -511,12 +483,6 @@ impl Translator {
 pub(crate) struct Ticket {
     slot: u32,
     serial: u64,
-}
-
-/// What lies from `key` to the end of its page, if that is RAM or ROM.
-fn page_bytes<'m>(key: &Key, mem: &'m Memory) -> Option<&'m [u8]> {
-    let (Place::Ram(off) | Place::Rom(off)) = mem.map.lookup(key.gpa) else { return None };
-    Some(&mem.ram.as_slice()[off..off + (PAGE_SIZE - key.gpa.offset()) as usize])
 }
 
 /// Offset in a fetch TLB array of the entry for the page of `rip`.

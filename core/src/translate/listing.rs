@@ -1,7 +1,6 @@
 //! Translated blocks for people: each guest instruction, and below it the host instructions it became.
 
 use super::cache::{Block, Translator};
-use crate::addr::{Gpa, PAGE_SIZE};
 use crate::disasm::disassemble;
 use crate::mem::Memory;
 use std::fmt::Write;
@@ -15,14 +14,11 @@ impl Block {
     /// The guest's bytes as memory has them now.
     fn guest_bytes(&self, mem: &Memory) -> Vec<u8> {
         let mut bytes = vec![0; self.len as usize];
-        let first = match self.second {
-            None => bytes.len(),
-            Some(_) => bytes.len().min((PAGE_SIZE - self.key.gpa.offset()) as usize),
-        };
-        let (a, b) = bytes.split_at_mut(first);
-        mem.read_phys(self.key.gpa, a);
-        if let Some(second) = self.second {
-            mem.read_phys(Gpa(second.page().0), b);
+        let mut rest = &mut bytes[..];
+        for (gpa, len) in self.extent().parts() {
+            let (piece, behind) = rest.split_at_mut(rest.len().min(len as usize));
+            mem.read_phys(gpa, piece);
+            rest = behind;
         }
         bytes
     }

@@ -185,7 +185,7 @@ impl Unit {
 
 /// Decodes and analyses instructions; one a machine.
 pub struct Analyser {
-    model: CpuModel,
+    pub model: CpuModel,
     undefined: bool,
     factory: InstructionInfoFactory,
 }
@@ -200,11 +200,6 @@ impl Analyser {
     /// `undefined`: see [`crate::engine::JitOptions::host_undefined`].
     pub fn new(model: CpuModel, undefined: bool) -> Self {
         Self { model, undefined, factory: InstructionInfoFactory::new() }
-    }
-
-    /// Do `bytes` hold the whole instruction at `key`?
-    pub fn holds(&self, key: &Key, bytes: &[u8]) -> bool {
-        isa::decode(bytes, key.mode.bits(), key.rip, self.model).is_some()
     }
 
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
