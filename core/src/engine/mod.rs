@@ -44,10 +44,25 @@ fn slice_length(icount: u64, mean: u64) -> u64 {
 impl Vm {
     /// Runs until icount `until` (exactly, standing there before anything else happens) or another exit.
     pub fn run(&mut self, until: Option<Icount>) -> VmExit {
+        self.run_to(until, false)
+    }
+
+    /// Runs until the next place where the engine looks around: the end of a block, a delivery, a stretch of idle time.
+    /// What that is depends on the engine and its options; the icount reached says how far it came, at most to `until`.
+    pub fn run_block(&mut self, until: Option<Icount>) -> VmExit {
+        self.run_to(until, true)
+    }
+
+    fn run_to(&mut self, until: Option<Icount>, one_block: bool) -> VmExit {
         self.sync_breakpoints();
+        self.one_block = one_block;
         let start = self.sys.icount;
         loop {
-            if until.is_some_and(|u| self.sys.icount >= u.0) {
+            let reached = match one_block {
+                true => self.sys.icount != start,
+                false => until.is_some_and(|u| self.sys.icount >= u.0),
+            };
+            if reached {
                 return VmExit::Reached;
             }
             match self.boundary(until) {
@@ -60,28 +75,6 @@ impl Vm {
                 }
             }
         }
-    }
-
-    /// Runs until the next place where the engine looks around: the end of a block, a delivery, a stretch of idle time.
-    /// What that is depends on the engine and its options; the icount reached says how far it came, at most to `until`.
-    pub fn run_block(&mut self, until: Option<Icount>) -> VmExit {
-        self.sync_breakpoints();
-        let start = self.sys.icount;
-        self.one_block = true;
-        let exit = loop {
-            match self.boundary(until) {
-                Next::Again if self.sys.icount == start => {}
-                Next::Again => break VmExit::Reached,
-                Next::Exit(e) => break e,
-                Next::Run(limit) => match self.execute(limit, start) {
-                    Some(e) => break e,
-                    None if self.sys.icount != start => break VmExit::Reached,
-                    None => {}
-                },
-            }
-        };
-        self.one_block = false;
-        exit
     }
 
     /// Executes one instruction, REP iteration or delivery of the current vCPU.

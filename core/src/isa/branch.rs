@@ -4,22 +4,17 @@
 //! the instruction restartable. Source: SDM vol. 2, CALL, JMP, Jcc, LOOP, RET.
 
 use super::flagops::{cc::*, holds};
-use super::insn::{ExecFn, Insn};
-use super::traits::{Width, rows};
+use super::insn::Insn;
+use super::traits::{Width, emitted, rows};
 use super::{Row, end, row, undefined};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
 use crate::translate::stack as emit;
 use crate::vcpu::Seg;
+use crate::vcpu::descriptor::canonical;
 use crate::vcpu::flags::bit::ZF;
 use crate::vcpu::gpr::{RCX, RSP};
 use iced_x86::Code;
-
-/// Is `a` canonical with 48-bit linear addresses?
-#[inline(always)]
-const fn canonical(a: u64) -> bool {
-    ((a << 16) as i64 >> 16) as u64 == a
-}
 
 impl Ctx<'_> {
     /// #GP(0) if `target` is not a place to execute from: beyond the CS limit, or not canonical in 64-bit mode.
@@ -117,23 +112,13 @@ fn bound<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     if index < lower || index > upper { Err(Exception::plain(vector::BR)) } else { Ok(()) }
 }
 
-const fn jumps(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::jmp)
-}
-const fn jumps_rm(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::jmp_indirect)
-}
-const fn calls(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::call)
-}
-const fn calls_rm(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::call_indirect)
-}
-const fn returns(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::ret)
-}
-const fn branches(code: Code, exec: ExecFn) -> Row {
-    end(code, exec).emit(emit::jcc)
+emitted! {
+    jumps = end, emit::jmp;
+    jumps_rm = end, emit::jmp_indirect;
+    calls = end, emit::call;
+    calls_rm = end, emit::call_indirect;
+    returns = end, emit::ret;
+    branches = end, emit::jcc;
 }
 
 #[rustfmt::skip]

@@ -1,7 +1,7 @@
 //! Conditions (Jcc, CMOVcc, SETcc numbering) and the instructions on flags: CLC, STC, CMC, CLD, STD, LAHF, SAHF, SETcc.
 
-use super::insn::{ExecFn, Insn};
-use super::traits::rows;
+use super::insn::Insn;
+use super::traits::{emitted, rows};
 use super::{Row, row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
@@ -94,11 +94,9 @@ fn sahf(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
-const fn lahfs(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::lahf)
-}
-const fn sahfs(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::sahf)
+emitted! {
+    lahfs = row, special::lahf;
+    sahfs = row, special::sahf;
 }
 
 #[rustfmt::skip]

@@ -4,8 +4,8 @@
 //! changes no flag.
 
 use super::alu::arith::pf;
-use super::insn::{ExecFn, Insn};
-use super::traits::{Width, rows};
+use super::insn::Insn;
+use super::traits::{Width, emitted, rows};
 use super::{Row, row, same};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
@@ -144,11 +144,9 @@ fn idiv<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-const fn multiplies(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::multiply)
-}
-const fn divides(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::divide)
+emitted! {
+    multiplies = row, special::multiply;
+    divides = row, special::divide;
 }
 
 #[rustfmt::skip]

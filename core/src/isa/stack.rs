@@ -2,8 +2,8 @@
 //!
 //! Every register changes only when the last memory access has succeeded, so each fault is restartable.
 
-use super::insn::{ExecFn, Insn};
-use super::traits::{Width, rows};
+use super::insn::Insn;
+use super::traits::{Width, emitted, rows};
 use super::{Row, row};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
@@ -115,14 +115,10 @@ fn leave<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
-const fn pushes(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(emit::push)
-}
-const fn pops(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(emit::pop)
-}
-const fn leaves(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(emit::leave)
+emitted! {
+    pushes = row, emit::push;
+    pops = row, emit::pop;
+    leaves = row, emit::leave;
 }
 
 #[rustfmt::skip]

@@ -105,6 +105,16 @@ macro_rules! rows {
 }
 pub(crate) use rows;
 
+/// Row constructors for [`rows!`] that give a row a translation of its own: `name = constructor, emit function;`.
+macro_rules! emitted {
+    ($($name:ident = $mk:ident, $emit:path;)*) => {$(
+        const fn $name(code: Code, exec: $crate::isa::insn::ExecFn) -> Row {
+            $mk(code, exec).emit($emit)
+        }
+    )*};
+}
+pub(crate) use emitted;
+
 /// Joins row tables of one family's files; `N` is the sum of their lengths.
 pub(crate) const fn join<const N: usize>(tables: &[&[Row]]) -> [Row; N] {
     let mut out = [row(Code::INVALID, undefined); N];

@@ -6,7 +6,8 @@
 
 #![allow(unsafe_code)]
 
-use super::run::Run;
+use super::run::{self, Run};
+use super::stubs::Stubs;
 use super::x87_image::{Image, Notes, at};
 use crate::exception::Exception;
 use crate::isa::sse::native::mxcsr;
@@ -150,8 +151,8 @@ pub struct FrameStack {
 unsafe impl Send for FrameStack {}
 
 impl FrameStack {
-    /// A zeroed frame.
-    pub fn new() -> std::io::Result<Self> {
+    /// A frame for code that calls `stubs`; the rest is set when it is entered.
+    pub fn new(stubs: &Stubs) -> std::io::Result<Self> {
         const { assert!(size_of::<Frame>() <= 4096) };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
@@ -160,9 +161,15 @@ impl FrameStack {
         }?;
         let map =
             NonNull::new(p.cast::<u8>()).ok_or_else(|| std::io::Error::other("mmap returned address 0"))?;
-        let this = Self { map };
+        let mut this = Self { map };
         // SAFETY: the first page of the mapping just made; nothing has been put there.
         unsafe { mprotect(p, GUARD, MprotectFlags::empty()) }?;
+        let frame = this.get();
+        frame.adapt = None;
+        (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
+        (frame.enter_sse, frame.slow_x87) = (stubs.enter_sse, stubs.slow_x87);
+        frame.helper = run::helper as *const () as u64;
+        frame.host_mxcsr = super::thunk::HOST_MXCSR;
         Ok(this)
     }
 
@@ -174,8 +181,8 @@ impl FrameStack {
 
     /// The frame, between two runs of generated code.
     pub fn get(&mut self) -> &mut Frame {
-        // SAFETY: the mapping is zero-filled or holds what was stored before, both valid for every field (integers and
-        // a raw pointer), page-aligned, and generated code does not run while `self` is borrowed here.
+        // SAFETY: the mapping is zero-filled or holds what was stored before, both valid for every field (integers, flags,
+        // enums with a variant 0, and a raw pointer), page-aligned, and generated code does not run while `self` is borrowed here.
         unsafe { &mut *self.frame() }
     }
 }

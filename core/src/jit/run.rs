@@ -40,11 +40,6 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     let frame = stack.get();
     frame.gpr = ctx.cpu.gpr.as_mut_ptr() as u64;
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
-    frame.helper = helper as *const () as u64;
-    (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
-    frame.enter_sse = stubs.enter_sse;
-    frame.slow_x87 = stubs.slow_x87;
-    frame.host_mxcsr = super::thunk::HOST_MXCSR;
     frame.notes.clear();
     frame.run = &raw mut run;
     let frame = stack.frame();
@@ -73,7 +68,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
 }
 
 /// Does at a site what translated code does not. 0: go on; else leave.
-extern "sysv64" fn helper(frame: *mut Frame, site: *const Site) -> u32 {
+pub(super) extern "sysv64" fn helper(frame: *mut Frame, site: *const Site) -> u32 {
     // SAFETY: called only from generated code between `enter`'s call and its return: `frame` is the frame it was given,
     // `frame.run` the live `Run` of that call with its `ctx`, to which no other reference is in use meanwhile; `site` is
     // an address the translator put into the code of a block, whose sites live as long as its code can be reached.

@@ -34,10 +34,10 @@ pub struct Stubs {
     pub dispatch: u64,
     /// Calls the helper with the site whose address is in RAX, then resumes at the frame's `resume`, or leaves.
     pub slow: u64,
-    /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
-    pub enter_sse: u64,
     /// The same, at a site where the x87 state may be looked at: it is saved before.
     pub slow_x87: u64,
+    /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
+    pub enter_sse: u64,
 }
 
 type Asm = VecAssembler<X64Relocation>;
@@ -58,12 +58,8 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
 
     let leave = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
-    store_registers(&mut a);
+    store_state(&mut a);
     dynasm!(a ; .arch x64
-        ; cmp DWORD [rsp + SSE], 0
-        ; je >plain
-        ; call ->store_sse
-        ; plain:
         ; xor eax, eax
         ; out:
         ; cmp BYTE [rsp + X87], at::HOST as i8
@@ -85,12 +81,8 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     );
     let slow = here(&a);
     dynasm!(a ; .arch x64 ; mov [rsp + SITE], rax);
-    store_registers(&mut a);
+    store_state(&mut a);
     dynasm!(a ; .arch x64
-        ; cmp DWORD [rsp + SSE], 0
-        ; je >plain
-        ; call ->store_sse
-        ; plain:
         ; mov rdi, rsp
         ; mov rsi, [rsp + SITE]
         ; call QWORD [rsp + HELPER]
@@ -114,12 +106,8 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     let miss = a.new_dynamic_label();
     jump_cache::lookup(&mut a, miss);
     dynasm!(a ; .arch x64 ; jmp QWORD [BYTE r15 + jump_cache::CODE] ; =>miss);
-    store_registers(&mut a);
+    store_state(&mut a);
     dynasm!(a ; .arch x64
-        ; cmp DWORD [rsp + SSE], 0
-        ; je >plain
-        ; call ->store_sse
-        ; plain:
         ; mov eax, 1
         ; jmp <out
     );
@@ -169,8 +157,8 @@ fn load_registers(a: &mut Asm) {
     }
 }
 
-/// The reverse. RAX and R15 are lost.
-fn store_registers(a: &mut Asm) {
+/// The reverse, and the SSE state if it is in the host's registers. RAX and R15 are lost.
+fn store_state(a: &mut Asm) {
     dynasm!(a ; .arch x64 ; mov [rsp + BUDGET], r12 ; mov rax, [BYTE rsp + FLAGS_BELOW] ; mov [rsp + FLAGS], rax ; mov rax, [rsp + GPR]);
     for (guest, host) in (0i8..).zip(HOST) {
         match host {
@@ -180,4 +168,10 @@ fn store_registers(a: &mut Asm) {
             h => dynasm!(a ; .arch x64 ; mov [BYTE rax + guest * 8], Rq(h)),
         }
     }
+    dynasm!(a ; .arch x64
+        ; cmp DWORD [rsp + SSE], 0
+        ; je >plain
+        ; call ->store_sse
+        ; plain:
+    );
 }

@@ -13,6 +13,7 @@
 use super::asid::ASIDS;
 use super::walk::MAXPHYADDR;
 use crate::addr::Asid;
+use crate::vcpu::descriptor::canonical;
 use std::ops::Range;
 
 /// log2 of the entries of an array.
@@ -191,8 +192,7 @@ impl Tlb {
         let e = self.entries.get(slot(array | FETCH, lin))?;
         // What is left of the right token is the frame.
         let frame = e[EXEC] ^ token(lin, 0);
-        let canonical = (lin << 16) as i64 >> 16 == lin as i64;
-        (frame < TOKEN && canonical).then(|| (frame << 12 | lin & 0xfff, self.offset(e, lin)))
+        (frame < TOKEN && canonical(lin)).then(|| (frame << 12 | lin & 0xfff, self.offset(e, lin)))
     }
 
     #[inline(always)]

@@ -1,7 +1,8 @@
 //! The code cache: translated blocks, found by key, linked to each other, killed when their bytes are written, and evicted
 //! segment by segment when the buffer is full.
 
-use super::emit::{self, Became, Need, Slot, Target, Tools};
+use super::emit::{self, Became, Need, Target, Tools};
+use super::exits::Slot;
 use super::jump_cache::{JumpCache, JumpEntry};
 use super::mode::ModeKey;
 use super::site::{Misfit, Site};
@@ -146,7 +147,7 @@ impl Translator {
             tools: Tools::default(),
             buffer,
             stubs,
-            stack: FrameStack::new().map_err(|e| e.to_string())?,
+            stack: FrameStack::new(&stubs).map_err(|e| e.to_string())?,
             blocks: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
@@ -255,18 +256,13 @@ impl Translator {
             self.blocks.push(None);
             (self.blocks.len() - 1) as u32
         });
-        let next_page = (unit.key.rip | 0xfff).wrapping_add(1);
         let mut options = self.options;
         if let Some(a) = self.adapted.get(&unit.key) {
             options.windows &= !a.no_windows;
             let called = (0..).zip(&mut unit.items).filter(|(n, it)| a.called >> n & 1 != 0 && !it.end);
             called.for_each(|(_, it)| it.make_call());
         }
-        let target = Target {
-            options,
-            first_slot: id * SLOTS,
-            second_token: unit.second.map(|s| token(next_page, s.0)),
-        };
+        let target = Target { options, first_slot: id * SLOTS };
         let code = emit::translate(&mut self.tools, &mut unit, &target);
         if code.as_ref().is_ok_and(|c| !self.fits(c.bytes.len())) {
             self.next_segment(mem);

@@ -1,18 +1,19 @@
 //! The emitter: host code for one block. Owns the state carried from instruction to instruction (where the guest's flags
-//! are, the open window, whether the budget was checked) and the order of entries, body and cold code.
+//! are, the open windows, whether the budget was checked) and the order of entries, body and cold code.
 
+use super::exits::{Cold, Pending, Slot};
 use super::recipe::Recipe;
 use super::site::{FlagsAt, Site, What};
 use super::unit::{Item, Unit};
 use super::window::Window;
-use super::x87::{Note, X87At};
+use super::x87::Note;
 use crate::engine::JitOptions;
 use crate::isa::Translate;
 use crate::isa::insn::Insn;
-use crate::jit::frame::{ENTER_SSE, FLAGS_BELOW, LEAVE, RESUME, SLOW, SLOW_X87, SSE, SSE_READY};
+use crate::jit::frame::{FLAGS_BELOW, SSE};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
+use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::Encoder;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -43,21 +44,6 @@ pub enum Need {
     Saved,
 }
 
-/// A way out of a block to a known RIP.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot {
-    /// RIP it leads to.
-    pub rip: u64,
-    /// Offset in the block's code of the 32-bit displacement of the jump to patch, and the way out it points to at first.
-    pub jump: usize,
-    pub cold: usize,
-    /// Offset of the 64-bit fetch token to patch, if the target is in another page.
-    pub token: Option<usize>,
-    /// Flags at the jump: in the host's RFLAGS, saved.
-    pub host: bool,
-    pub saved: bool,
-}
-
 /// How many instructions of a block became what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Became {
@@ -80,48 +66,6 @@ pub struct Code {
     pub starts: Vec<usize>,
     pub cold: usize,
     pub became: Became,
-}
-
-/// A piece of code off the straight path.
-enum Cold {
-    Slow {
-        from: DynamicLabel,
-        site: usize,
-        resume: Option<Resume>,
-    },
-    /// Loads the SSE state and goes back; if SSE cannot be used natively now, the site is performed.
-    Sse {
-        from: DynamicLabel,
-        site: usize,
-        back: DynamicLabel,
-    },
-    Exit {
-        from: DynamicLabel,
-        slot: usize,
-    },
-    /// A branch out of the middle of the block, which gives back the budget of the `rest`.
-    Side {
-        from: DynamicLabel,
-        slot: usize,
-        rest: i32,
-        note: Note,
-    },
-}
-
-/// Where a slow path comes back to.
-#[derive(Clone, Copy)]
-struct Resume {
-    to: DynamicLabel,
-    offset: usize,
-    /// The flags are in RFLAGS there.
-    host: bool,
-}
-
-/// A slow path whose way back is not known yet.
-struct Pending {
-    /// The last instruction it executes.
-    until: usize,
-    cold: usize,
 }
 
 pub(crate) type Asm = VecAssembler<X64Relocation>;
@@ -159,14 +103,12 @@ pub struct Emitter<'a> {
     /// What has not been noted yet of the x87 instructions so far.
     pub(super) note: Note,
     pub(super) sites: Vec<Box<Site>>,
-    slots: Vec<Slot>,
-    cold: Vec<Cold>,
-    pending: Vec<Pending>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) cold: Vec<Cold>,
+    pub(super) pending: Vec<Pending>,
     pub(super) encoder: &'a mut Encoder,
     /// First link-slot number of the block.
-    first_slot: u32,
-    /// Fetch token of the second page, and the block's own.
-    second_token: Option<u64>,
+    pub(super) first_slot: u32,
 }
 
 /// What the emitter needs besides the unit.
@@ -174,7 +116,6 @@ pub struct Emitter<'a> {
 pub struct Target {
     pub options: JitOptions,
     pub first_slot: u32,
-    pub second_token: Option<u64>,
 }
 
 /// Translates a unit. Fails only if an internal limit (a displacement) is exceeded.
@@ -199,7 +140,7 @@ pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<
 }
 
 /// Why a translation was given up.
-enum Stop {
+pub(super) enum Stop {
     /// This instruction must be called, which the code before it did not reckon with.
     Unsupported(usize),
     Dynasm(DynasmError),
@@ -226,7 +167,6 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         pending: Vec::new(),
         encoder: &mut tools.encoder,
         first_slot: target.first_slot,
-        second_token: target.second_token,
     };
     e.budget_at = e.place_budget();
     let need = e.need();
@@ -241,7 +181,7 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
     }
     if unit.items.last().is_none_or(|it| !it.end) {
         e.k = unit.items.len();
-        e.check_budget_last();
+        e.check_budget();
         let last = e.note.insn();
         e.flush_all_notes().map_err(|Unsupported| Stop::Unsupported(last))?;
         let next = e.end_rip();
@@ -319,8 +259,8 @@ impl Emitter<'_> {
                 (self.a.offset().0, first)
             }
         };
-        if let (Some(token), Some(_)) = (self.second_token, self.unit.second) {
-            self.check_second_page(token);
+        if let Some(second) = self.unit.second {
+            self.check_second_page(second);
         }
         entries
     }
@@ -329,7 +269,7 @@ impl Emitter<'_> {
         dynasm!(self.a ; .arch x64 ; pushfq ; lea rsp, [BYTE rsp + 8]);
     }
 
-    fn emit_restore(&mut self) {
+    pub(super) fn emit_restore(&mut self) {
         dynasm!(self.a ; .arch x64
             ; mov rax, [BYTE rsp + FLAGS_BELOW]
             ; xchg al, ah
@@ -450,25 +390,6 @@ impl Emitter<'_> {
         self.flags = FlagState { host: false, saved: true, recipe: None };
     }
 
-    /// A label that leads out of the block, to the engine.
-    pub(super) fn leave_label(&mut self) -> DynamicLabel {
-        let site = self.site(What::Budget);
-        let from = self.a.new_dynamic_label();
-        self.cold.push(Cold::Slow { from, site, resume: None });
-        from
-    }
-
-    /// Straight-line way to a slow path and back to the next instruction.
-    fn go_slow(&mut self, site: usize) {
-        let address = std::ptr::from_ref(&*self.sites[site]) as i64;
-        dynasm!(self.a ; .arch x64 ; mov rax, QWORD address);
-        match self.sites[site].x87 {
-            X87At::Stays => dynasm!(self.a ; .arch x64 ; jmp QWORD [BYTE rsp + SLOW]),
-            _ => dynasm!(self.a ; .arch x64 ; jmp QWORD [rsp + SLOW_X87]),
-        }
-        self.sites[site].resume = self.a.offset().0 as u64;
-    }
-
     /// A site before the current instruction.
     pub(super) fn site(&mut self, what: What) -> usize {
         let k = self.k;
@@ -496,50 +417,12 @@ impl Emitter<'_> {
         self.sites.len() - 1
     }
 
-    /// A label that leads to a slow path executing instructions up to number `until`, and back behind them.
-    pub(super) fn slow_label(&mut self, until: usize) -> DynamicLabel {
-        let count = (until - self.k + 1) as u32;
-        let ends = self.items()[until].end;
-        let what = if ends { What::Finish { count } } else { What::Execute { count } };
-        let site = self.site(what);
-        self.sites[site].lookup = self.items()[self.k].mem.is_some();
-        let from = self.a.new_dynamic_label();
-        self.cold.push(Cold::Slow { from, site, resume: None });
-        if !ends {
-            self.pending.push(Pending { until, cold: self.cold.len() - 1 });
-        }
-        from
-    }
-
-    /// The slow path made last is not taken for want of a TLB entry.
-    pub(super) fn not_a_lookup(&mut self) {
-        if let Some(s) = self.sites.last_mut() {
-            s.lookup = false;
-        }
-    }
-
-    /// Gives slow paths that executed up to instruction `k` their way back.
-    fn resolve_pending(&mut self, k: usize) {
-        let here = self.pending.iter().any(|p| p.until == k);
-        if !here {
-            return;
-        }
-        let to = self.a.new_dynamic_label();
-        dynasm!(self.a ; .arch x64 ; =>to);
-        let back = Resume { to, offset: self.a.offset().0, host: self.flags.host };
-        for p in self.pending.extract_if(.., |p| p.until == k) {
-            if let Cold::Slow { resume, .. } = &mut self.cold[p.cold] {
-                *resume = Some(back);
-            }
-        }
-    }
-
+    /// The budget check.
     fn check_budget(&mut self) {
-        if self.budgeted {
-            return;
+        if !self.budgeted {
+            self.before_clobber();
+            self.check_budget_here();
         }
-        self.before_clobber();
-        self.check_budget_here();
     }
 
     /// The budget check, where RFLAGS may be clobbered. Does nothing the second time.
@@ -558,11 +441,6 @@ impl Emitter<'_> {
         dynasm!(self.a ; .arch x64 ; sub r12, BYTE n ; js =>from);
     }
 
-    /// At the end of a block without any better place.
-    pub(crate) fn check_budget_last(&mut self) {
-        self.check_budget();
-    }
-
     /// Makes sure the guest's SSE registers are in the host's. Windows stay.
     fn enter_sse(&mut self) {
         self.before_clobber();
@@ -572,167 +450,6 @@ impl Emitter<'_> {
         let (from, back) = (self.a.new_dynamic_label(), self.a.new_dynamic_label());
         self.cold.push(Cold::Sse { from, site, back });
         dynasm!(self.a ; .arch x64 ; cmp DWORD [rsp + SSE], 0 ; je =>from ; =>back);
-    }
-
-    /// A slow path that comes back here, with the flags saved.
-    pub(super) fn slow_and_back(&mut self, from: DynamicLabel, site: usize) {
-        let to = self.a.new_dynamic_label();
-        dynasm!(self.a ; .arch x64 ; =>to);
-        let resume = Some(Resume { to, offset: self.a.offset().0, host: false });
-        self.cold.push(Cold::Slow { from, site, resume });
-    }
-
-    /// Leaves for `rip` through a link slot.
-    pub(crate) fn jump_to(&mut self, rip: u64) {
-        if self.leaves_page(rip) && !self.flags.saved {
-            self.before_clobber();
-        }
-        let slot = self.new_slot(rip);
-        let from = self.a.new_dynamic_label();
-        if self.leaves_page(rip) {
-            self.flags.host = false;
-            self.slots[slot].host = false;
-            self.slots[slot].token = Some(self.token_check(rip, from));
-        }
-        dynasm!(self.a ; .arch x64 ; jmp =>from);
-        self.slots[slot].jump = self.a.offset().0 - 4;
-        self.cold.push(Cold::Exit { from, slot });
-    }
-
-    /// Branches to `rip` on condition `cc` (flags in RFLAGS), else falls through.
-    pub(crate) fn branch_to(&mut self, cc: u8, rip: u64) {
-        let flags = self.flags;
-        if self.leaves_page(rip) {
-            let over = self.a.new_dynamic_label();
-            self.jcc(cc ^ 1, over);
-            self.jump_to(rip);
-            dynasm!(self.a ; .arch x64 ; =>over);
-            self.flags = flags;
-            return;
-        }
-        let slot = self.new_slot(rip);
-        let from = self.a.new_dynamic_label();
-        self.jcc(cc, from);
-        self.slots[slot].jump = self.a.offset().0 - 4;
-        self.cold.push(Cold::Exit { from, slot });
-    }
-
-    /// Branches to `rip` out of the middle of the block on condition `cc` (flags in RFLAGS).
-    pub(crate) fn side_exit(&mut self, cc: u8, rip: u64) {
-        let slot = self.new_slot(rip);
-        let from = self.a.new_dynamic_label();
-        self.jcc(cc, from);
-        let rest = (self.items().len() - self.k - 1) as i32;
-        self.cold.push(Cold::Side { from, slot, rest, note: self.note });
-    }
-
-    fn cold_side(&mut self, from: DynamicLabel, slot: usize, rest: i32, note: Note) -> Result<(), Stop> {
-        dynasm!(self.a ; .arch x64 ; =>from ; lea r12, [r12 + rest]);
-        self.store_notes(note, slot).map_err(|Unsupported| Stop::Unsupported(note.insn()))?;
-        let exit = self.a.new_dynamic_label();
-        let Slot { rip, host, saved, .. } = self.slots[slot];
-        if self.leaves_page(rip) {
-            if host && !saved {
-                self.emit_save();
-            }
-            (self.slots[slot].host, self.slots[slot].saved) = (false, true);
-            self.slots[slot].token = Some(self.token_check(rip, exit));
-        }
-        dynasm!(self.a ; .arch x64 ; jmp =>exit);
-        self.slots[slot].jump = self.a.offset().0 - 4;
-        self.cold_exit(exit, slot);
-        Ok(())
-    }
-
-    /// Stores what is not noted yet, on the way out through `slot`.
-    fn store_notes(&mut self, note: Note, slot: usize) -> Result<(), Unsupported> {
-        let Slot { host, saved, .. } = self.slots[slot];
-        (self.note, self.flags) = (note, FlagState { host, saved, recipe: None });
-        self.flush_all_notes()?;
-        (self.slots[slot].host, self.slots[slot].saved) = (self.flags.host, self.flags.saved);
-        Ok(())
-    }
-
-    pub(crate) fn jcc(&mut self, cc: u8, to: DynamicLabel) {
-        match cc {
-            0 => dynasm!(self.a ; .arch x64 ; jo =>to),
-            1 => dynasm!(self.a ; .arch x64 ; jno =>to),
-            2 => dynasm!(self.a ; .arch x64 ; jb =>to),
-            3 => dynasm!(self.a ; .arch x64 ; jae =>to),
-            4 => dynasm!(self.a ; .arch x64 ; je =>to),
-            5 => dynasm!(self.a ; .arch x64 ; jne =>to),
-            6 => dynasm!(self.a ; .arch x64 ; jbe =>to),
-            7 => dynasm!(self.a ; .arch x64 ; ja =>to),
-            8 => dynasm!(self.a ; .arch x64 ; js =>to),
-            9 => dynasm!(self.a ; .arch x64 ; jns =>to),
-            10 => dynasm!(self.a ; .arch x64 ; jp =>to),
-            11 => dynasm!(self.a ; .arch x64 ; jnp =>to),
-            12 => dynasm!(self.a ; .arch x64 ; jl =>to),
-            13 => dynasm!(self.a ; .arch x64 ; jge =>to),
-            14 => dynasm!(self.a ; .arch x64 ; jle =>to),
-            _ => dynasm!(self.a ; .arch x64 ; jg =>to),
-        }
-    }
-
-    fn new_slot(&mut self, rip: u64) -> usize {
-        let FlagState { host, saved, .. } = self.flags;
-        self.slots.push(Slot { rip, jump: 0, cold: 0, token: None, host, saved });
-        self.slots.len() - 1
-    }
-
-    /// Is `rip` in another page than the block's code, or the block in two?
-    fn leaves_page(&self, rip: u64) -> bool {
-        rip >> 12 != self.unit.key.rip >> 12 || self.unit.second.is_some()
-    }
-
-    fn cold_code(&mut self) -> Result<(), Stop> {
-        for n in 0..self.cold.len() {
-            match self.cold[n] {
-                Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
-                Cold::Sse { from, site, back } => self.cold_sse(from, site, back),
-                Cold::Exit { from, slot } => self.cold_exit(from, slot),
-                Cold::Side { from, slot, rest, note } => self.cold_side(from, slot, rest, note)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn cold_slow(&mut self, from: DynamicLabel, site: usize, resume: Option<Resume>) {
-        dynasm!(self.a ; .arch x64 ; =>from);
-        self.go_slow(site);
-        match resume {
-            Some(Resume { to, host: true, .. }) => {
-                self.emit_restore();
-                dynasm!(self.a ; .arch x64 ; jmp =>to);
-            }
-            Some(r) => self.sites[site].resume = r.offset as u64,
-            None => {}
-        }
-    }
-
-    fn cold_sse(&mut self, from: DynamicLabel, site: usize, back: DynamicLabel) {
-        let slow = self.a.new_dynamic_label();
-        dynasm!(self.a ; .arch x64
-            ; =>from
-            ; cmp DWORD [rsp + SSE_READY], 0
-            ; je =>slow
-            ; lea rax, [=>back]
-            ; mov [rsp + RESUME], rax
-            ; jmp QWORD [rsp + ENTER_SSE]
-            ; =>slow
-        );
-        self.go_slow(site);
-    }
-
-    fn cold_exit(&mut self, from: DynamicLabel, slot: usize) {
-        self.slots[slot].cold = self.a.offset().0;
-        dynasm!(self.a ; .arch x64 ; =>from);
-        let Slot { host, saved, .. } = self.slots[slot];
-        if host && !saved {
-            self.emit_save();
-        }
-        let number = (self.first_slot + slot as u32) as i32;
-        dynasm!(self.a ; .arch x64 ; mov eax, number ; jmp QWORD [BYTE rsp + LEAVE]);
     }
 }
 

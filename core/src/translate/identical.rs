@@ -10,7 +10,7 @@ use super::x87::Use;
 use crate::jit::frame::Frame;
 use crate::vcpu::gpr::RAX;
 use dynasmrt::DynasmApi;
-use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 /// A guest register of an instruction that has no host register, or not one with its high byte.
 struct Passenger {
@@ -51,9 +51,7 @@ impl Emitter<'_> {
             }
         }
         let mut i = generic(&it.i);
-        i.set_has_lock_prefix(false);
-        i.set_has_rep_prefix(false);
-        i.set_has_repne_prefix(false);
+        strip_prefixes(&mut i);
         if let Some(p) = place {
             redirect(&mut i, &p);
         }
@@ -108,10 +106,9 @@ impl Emitter<'_> {
                 }
                 return Err(Unsupported);
             }
-            let guest = r.full_register().number() as u8;
-            let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
+            let guest = guest_register(r);
             let h = match host(guest) {
-                Some(h) if !(high && usize::from(guest) == RAX) => h,
+                Some(h) if !(is_high(r) && usize::from(guest) == RAX) => h,
                 None if !memory && in_memory(it, i, n) => {
                     from_frame(i, n, guest);
                     continue;
@@ -166,12 +163,25 @@ fn in_memory(it: &Item, i: &Instruction, n: u32) -> bool {
 /// Replaces operand `n` by guest register `guest` in the frame.
 fn from_frame(i: &mut Instruction, n: u32, guest: u8) {
     i.set_op_kind(n, OpKind::Memory);
-    i.set_segment_prefix(Register::None);
-    i.set_memory_base(Register::RSP);
-    i.set_memory_index(Register::None);
-    i.set_memory_index_scale(1);
-    i.set_memory_displacement64(Frame::high_offset(guest) as u64);
-    i.set_memory_displ_size(1);
+    let at = Frame::high_offset(guest).into();
+    set_memory(i, &MemoryOperand::with_base_displ_size(Register::RSP, at, 1));
+}
+
+/// Is it AH, CH, DH or BH?
+pub(super) fn is_high(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Number of the general register `r` is, or is a part of.
+pub(super) fn guest_register(r: Register) -> u8 {
+    r.full_register().number() as u8
+}
+
+/// Without LOCK (one thread runs all vCPUs) and the REP prefixes that mean nothing here.
+pub(super) fn strip_prefixes(i: &mut Instruction) {
+    i.set_has_lock_prefix(false);
+    i.set_has_rep_prefix(false);
+    i.set_has_repne_prefix(false);
 }
 
 /// Host register `h` in the size (and for RAX to RBX the byte) of `r`.
@@ -181,8 +191,8 @@ pub(super) fn like(r: Register, h: u8) -> Result<Register, Unsupported> {
         (8, _) => gpr64(h),
         (4, _) => Register::EAX + n,
         (2, _) => Register::AX + n,
-        (_, Register::AH | Register::CH | Register::DH | Register::BH) if h < 4 => Register::AH + n,
-        (_, Register::AH | Register::CH | Register::DH | Register::BH) => return Err(Unsupported),
+        _ if is_high(r) && h < 4 => Register::AH + n,
+        _ if is_high(r) => return Err(Unsupported),
         // AL, CL, DL, BL; then SPL, BPL, SIL, DIL, R8L to R15L behind the four high bytes.
         _ if h < 4 => Register::AL + n,
         _ => Register::SPL + (n - 4),
@@ -191,7 +201,10 @@ pub(super) fn like(r: Register, h: u8) -> Result<Register, Unsupported> {
 
 /// Replaces the memory operand.
 pub(super) fn redirect(i: &mut Instruction, p: &Place) {
-    let m = p.operand();
+    set_memory(i, &p.operand());
+}
+
+fn set_memory(i: &mut Instruction, m: &MemoryOperand) {
     i.set_segment_prefix(Register::None);
     i.set_memory_base(m.base);
     i.set_memory_index(m.index);
@@ -276,8 +289,7 @@ fn recipe(it: &Item) -> Option<Recipe> {
     let plain = |n| match it.i.op_kind(n) {
         OpKind::Register => {
             let r = it.i.op_register(n);
-            let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
-            (!high).then(|| r.full_register().number() as u8)
+            (!is_high(r)).then(|| guest_register(r))
         }
         _ => None,
     };

@@ -2,10 +2,9 @@
 //! lives in and how it is entered.
 //!
 //! `mode` which code is translated | `unit` a block decoded and analysed | `emit` the order of a block's host code, guest
-//! flags, budget, ways out | `window` memory operands | `identical` re-encoding, `stack` and `special` own sequences |
-//! `x87` the x87 and MMX |
-//! `recipe` flags recomputed when somebody looks | `site` what happens where translated code calls out | `cache` blocks,
-//! links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined |
+//! flags, budget | `exits` ways out and back | `window` memory operands | `identical` re-encoding, `stack` and `special` own
+//! sequences | `x87` the x87 and MMX | `recipe` flags recomputed when somebody looks | `site` what happens where translated
+//! code calls out | `cache` blocks, links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined |
 //! `listing` blocks as text.
 
 // `dynasm!` converts register numbers; sites are boxed because generated code holds their addresses.
@@ -13,6 +12,7 @@
 
 pub mod cache;
 pub mod emit;
+mod exits;
 mod host;
 mod identical;
 pub mod jump_cache;

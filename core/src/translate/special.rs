@@ -2,7 +2,7 @@
 //! the guest's, and of LEA and NOP.
 
 use super::emit::{Emitter, Unsupported, host};
-use super::identical::{like, redirect};
+use super::identical::{guest_register, is_high, like, redirect, strip_prefixes};
 use super::unit::Item;
 use crate::isa::sse::native::mxcsr;
 use crate::vcpu::{ZERO, gpr::RAX};
@@ -26,7 +26,7 @@ pub fn lea(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     }
     let in_frame = |r: u8| r != ZERO && host(r).is_none();
     let dest = it.i.op0_register();
-    let guest = dest.full_register().number() as u8;
+    let guest = guest_register(dest);
     let index = |h: u8| (insn.index != ZERO).then_some((h, insn.scale));
     let (mut base, mut idx) = (host(insn.base), host(insn.index).and_then(index));
     if in_frame(insn.base) && in_frame(insn.index) {
@@ -103,8 +103,8 @@ fn with_operand(e: &mut Emitter<'_>, it: &Item) -> Result<Instruction, Unsupport
         return Ok(i);
     }
     let r = i.op0_register();
-    let guest = r.full_register().number() as u8;
-    if matches!(r, Register::AH | Register::CH | Register::DH | Register::BH) {
+    let guest = guest_register(r);
+    if is_high(r) {
         return Err(Unsupported);
     }
     let h = match host(guest) {
@@ -215,14 +215,11 @@ fn two(code: Code, r: Register, i: &Instruction) -> Result<Instruction, Unsuppor
 /// CMPXCHG.
 pub fn cmpxchg(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     let fits = |r: Register| {
-        let guest = r.full_register().number() as u8;
-        let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
-        host(guest).filter(|_| !high && usize::from(guest) != RAX).ok_or(Unsupported)
+        let guest = guest_register(r);
+        host(guest).filter(|_| !is_high(r) && usize::from(guest) != RAX).ok_or(Unsupported)
     };
     let mut i = it.i;
-    i.set_has_lock_prefix(false);
-    i.set_has_rep_prefix(false);
-    i.set_has_repne_prefix(false);
+    strip_prefixes(&mut i);
     i.set_op1_register(like(it.i.op1_register(), fits(it.i.op1_register())?)?);
     if i.op0_kind() == OpKind::Memory {
         let p = e.access(&it.mem.ok_or(Unsupported)?)?;

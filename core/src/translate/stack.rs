@@ -2,11 +2,12 @@
 //! has succeeded, so that a miss can leave the whole of it to the interpreter.
 
 use super::emit::{Emitter, Unsupported, host};
-use super::identical::like;
+use super::identical::{guest_register, is_high, like};
 use super::jump_cache::{self, CODE};
 use super::unit::{Item, MemRef};
 use super::window::{Place, gpr64};
 use crate::jit::frame::TARGET;
+use crate::vcpu::descriptor::canonical;
 use crate::vcpu::gpr::RSP;
 use crate::vcpu::{Seg, ZERO};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -79,7 +80,6 @@ impl Emitter<'_> {
         self.before_clobber();
         self.check_budget_here();
         let miss = self.slow_label(self.k);
-        self.not_a_lookup();
         if !self.options.jump_cache {
             dynasm!(self.a ; .arch x64 ; jmp =>miss);
             return Ok(());
@@ -91,10 +91,6 @@ impl Emitter<'_> {
 
 fn memory(it: &Item) -> Result<MemRef, Unsupported> {
     it.mem.ok_or(Unsupported)
-}
-
-fn guest_register(r: Register) -> u8 {
-    r.full_register().number() as u8
 }
 
 /// PUSH of a register, an immediate or memory, of the code's own size.
@@ -187,7 +183,7 @@ pub fn leave(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
 
 /// Does `rip` lie where code can be?
 fn reachable(e: &Emitter<'_>, rip: u64) -> Result<(), Unsupported> {
-    let ok = if e.is64() { ((rip << 16) as i64 >> 16) as u64 == rip } else { rip <= 0xffff_ffff };
+    let ok = if e.is64() { canonical(rip) } else { rip <= 0xffff_ffff };
     if ok { Ok(()) } else { Err(Unsupported) }
 }
 
@@ -280,8 +276,7 @@ pub fn xchg(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     }
     let r = it.i.op1_register();
     let h = like(r, host(guest_register(r)).ok_or(Unsupported)?)?;
-    let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
-    if high {
+    if is_high(r) {
         return Err(Unsupported);
     }
     let p = e.access(&memory(it)?)?;

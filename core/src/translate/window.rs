@@ -6,8 +6,9 @@
 
 use super::emit::{Emitter, Unsupported, host};
 use super::unit::{Item, MemRef};
+use crate::addr::Gpa;
 use crate::jit::frame::{Frame, ITLB, OPEN, TLB, WINDOWS, has_base};
-use crate::mmu::tlb::{ENTRIES, Entry};
+use crate::mmu::tlb::{ENTRIES, Entry, token};
 use crate::vcpu::ZERO;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
@@ -143,7 +144,7 @@ impl Emitter<'_> {
         if span.count < 2 {
             return self.access_once(m);
         }
-        let miss = self.slow_label(span.until);
+        let miss = self.miss_label(span.until);
         let c = span.check();
         self.check(m, &c, miss)?;
         let (low, until) = (c.low, span.until);
@@ -190,7 +191,7 @@ impl Emitter<'_> {
 
     /// [`Emitter::access`] outside any window, budget checked and flags saved already.
     pub(super) fn access_once(&mut self, m: &MemRef) -> Result<Place, Unsupported> {
-        let miss = self.slow_label(self.k);
+        let miss = self.miss_label(self.k);
         let c = Span::of(m, self.k).check();
         self.check(m, &c, miss)?;
         Ok(Place { disp: m.disp.wrapping_sub(c.low) })
@@ -374,13 +375,9 @@ impl Emitter<'_> {
         );
     }
 
-    /// Checks that the page of `rip` is mapped for fetching to the frame its token names; to `miss` if not. RFLAGS, RAX
-    /// and R15 are lost. Returns the offset of the token in the code.
-    pub(super) fn token_check(&mut self, rip: u64, miss: DynamicLabel) -> usize {
-        self.fetch_check(rip, 0, miss)
-    }
-
-    fn fetch_check(&mut self, rip: u64, token: u64, miss: DynamicLabel) -> usize {
+    /// Checks that the page of `rip` is mapped for fetching to the frame `token` names; to `miss` if not. RFLAGS, RAX and
+    /// R15 are lost. Returns the offset of the token in the code.
+    pub(super) fn token_check(&mut self, rip: u64, token: u64, miss: DynamicLabel) -> usize {
         let at = ((rip >> INDEX_SHIFT) as i32 & INDEX_MASK) + i32::from(EXEC);
         dynasm!(self.a ; .arch x64 ; mov r15, [BYTE rsp + ITLB] ; mov rax, QWORD token as i64);
         let offset = self.a.offset().0 - 8;
@@ -388,11 +385,11 @@ impl Emitter<'_> {
         offset
     }
 
-    /// At the entry of a block in two pages: checks the second, else leaves. The flags are saved.
-    pub(super) fn check_second_page(&mut self, token: u64) {
+    /// At the entry of a block in two pages: leaves unless the second is in frame `second`. The flags are saved.
+    pub(super) fn check_second_page(&mut self, second: Gpa) {
         let leave = self.leave_label();
         let next = (self.unit.key.rip | 0xfff).wrapping_add(1);
         let next = if self.is64() { next } else { next & 0xffff_ffff };
-        self.fetch_check(next, token, leave);
+        self.token_check(next, token(next, second.0), leave);
     }
 }

@@ -123,6 +123,7 @@ pub const fn selector_error(selector: u16, ext: u32) -> u32 {
 }
 
 /// Is `addr` canonical for 48-bit linear addresses?
+#[inline(always)]
 pub const fn canonical(addr: u64) -> bool {
     ((addr << 16) as i64 >> 16) as u64 == addr
 }

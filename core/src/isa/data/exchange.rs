@@ -3,9 +3,8 @@
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::alu::arith::{add, sub};
-use crate::isa::insn::ExecFn;
 use crate::isa::insn::Insn;
-use crate::isa::traits::{Width, rows};
+use crate::isa::traits::{Width, emitted, rows};
 use crate::isa::{Row, lockable, locked, same};
 use crate::translate::{special, stack};
 use crate::vcpu::flags::bit::{ARITH, ZF};
@@ -98,11 +97,9 @@ fn cmpxchg16b(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
-const fn exchanges(code: Code, exec: ExecFn) -> Row {
-    lockable(code, exec).emit(stack::xchg)
-}
-const fn compares(code: Code, exec: ExecFn) -> Row {
-    lockable(code, exec).emit(special::cmpxchg)
+emitted! {
+    exchanges = lockable, stack::xchg;
+    compares = lockable, special::cmpxchg;
 }
 
 #[rustfmt::skip]

@@ -3,9 +3,8 @@
 use crate::ctx::Ctx;
 use crate::exception::Exec;
 use crate::isa::flagops::{cc::*, holds};
-use crate::isa::insn::ExecFn;
 use crate::isa::insn::Insn;
-use crate::isa::traits::{Width, rows};
+use crate::isa::traits::{Width, emitted, rows};
 use crate::isa::{Row, row, same};
 use crate::translate::special;
 use crate::vcpu::gpr::{RAX, RBX, RDX};
@@ -92,11 +91,9 @@ fn fill_sign<W: Width>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
     Ok(())
 }
 
-const fn leas(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::lea)
-}
-const fn extends(code: Code, exec: ExecFn) -> Row {
-    row(code, exec).emit(special::extend)
+emitted! {
+    leas = row, special::lea;
+    extends = row, special::extend;
 }
 
 #[rustfmt::skip]
