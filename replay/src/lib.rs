@@ -16,6 +16,7 @@ pub mod lockstep;
 pub mod machine;
 pub mod mailbox;
 pub mod output;
+pub mod pages;
 pub mod play;
 pub mod record;
 
