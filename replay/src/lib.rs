@@ -30,6 +30,6 @@ pub use live::{IdlePolicy, Live};
 pub use lockstep::{InputLog, Lockstep, Mismatch, Stride};
 pub use machine::Machine;
 pub use mailbox::{InputSource, Mailbox};
-pub use output::HashedOutput;
+pub use output::{HashedOutput, OutputDigest, OutputState};
 pub use play::{Divergence, PlayMonitor, Player};
 pub use record::{RecordError, Recorder, Recording};

@@ -278,7 +278,7 @@ impl<P: InputPort> InputPort for Recorder<P> {
         let good = self.inner.check(now, hash);
         // An engine that is stopped at a hash point may take it again when it goes on.
         if self.hashed.replace(now.icount) != Some(now.icount) {
-            self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+            self.to.log(now, What::Hash { hash, output: self.to.output.close() });
         }
         self.to.lock().boundary(now, FLUSH_AFTER);
         good
