@@ -282,9 +282,8 @@ impl Player {
     }
 
     /// The difference between a recorded hash point and the machine, if any.
-    fn compare(&self, now: When, found: StateHash, recorded: &Record) -> Option<Difference> {
+    fn compare(&self, now: When, found: StateHash, digest: u64, recorded: &Record) -> Option<Difference> {
         let What::Hash { hash, output } = recorded.what else { return None };
-        let digest = self.output.value();
         if output != digest {
             Some(Difference::Output { recorded: output, found: digest })
         } else if recorded.when.time != now.time {
@@ -397,6 +396,7 @@ impl InputPort for Player {
         if self.hashed.replace(now.icount) == Some(now.icount) {
             return true;
         }
+        let digest = self.output.close();
         let is_hash = |r: &Record| matches!(r.what, What::Hash { .. }) && r.when.icount == now.icount;
         let record = if self.queue.front().is_some_and(is_hash) { self.pop() } else { None };
         if self.monitor.poked() {
@@ -406,7 +406,7 @@ impl InputPort for Player {
             self.diverge(now.icount, Difference::NoHash);
             return false;
         };
-        if let Some(what) = self.compare(now, hash, &record) {
+        if let Some(what) = self.compare(now, hash, digest, &record) {
             self.diverge(now.icount, what);
             return false;
         }

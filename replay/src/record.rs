@@ -4,6 +4,7 @@
 //! before an idle wait. If writing fails (a full disk) recording stops with one clear message, the run goes on, and
 //! what was written stays readable.
 
+use crate::disk::TraceFile;
 use crate::format::end::{EndRecord, ExitReason};
 use crate::format::record::{Record, What, split};
 use crate::format::writer::{FRAME_FULL, TraceWriter};
@@ -15,7 +16,6 @@ use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::OutputSink;
 use retrovisor_core::{GuestTime, Icount};
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,11 +62,11 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Creates (or replaces) a trace file and writes the header and the images. `on_error` hears, once, why
-    /// recording stopped if it does before [`Recording::finish`].
+    /// Creates a trace file, or replaces an old trace ([`disk`](crate::disk) says how), and writes the header and the
+    /// images. `on_error` hears, once, why recording stopped if it does before [`Recording::finish`].
     ///
     /// # Errors
-    /// If the file cannot be created or written.
+    /// If the file cannot be created or written, is being recorded to, or exists and is not a trace.
     pub fn create(
         path: &Path,
         machine: &MachineConfig,
@@ -74,10 +74,11 @@ impl Recording {
         on_error: OnError,
     ) -> Result<Self, RecordError> {
         let file = path.display().to_string();
-        match File::create(path) {
-            Ok(out) => Self::to_writer(file, Box::new(out), machine, images, on_error),
-            Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
-        }
+        let fail = |e: io::Error| RecordError::Create { file: file.clone(), why: e.to_string() };
+        let out = TraceFile::create(path).map_err(fail)?;
+        let recording = Self::to_writer(file.clone(), Box::new(out.clone()), machine, images, on_error)?;
+        out.publish().map_err(fail)?;
+        Ok(recording)
     }
 
     /// Records into memory: the second value gives the bytes at any time.
@@ -278,7 +279,7 @@ impl<P: InputPort> InputPort for Recorder<P> {
         let good = self.inner.check(now, hash);
         // An engine that is stopped at a hash point may take it again when it goes on.
         if self.hashed.replace(now.icount) != Some(now.icount) {
-            self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+            self.to.log(now, What::Hash { hash, output: self.to.output.close() });
         }
         self.to.lock().boundary(now, FLUSH_AFTER);
         good

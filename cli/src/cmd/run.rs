@@ -65,7 +65,7 @@ fn name_file(e: LoadError, a: &RunArgs) -> anyhow::Error {
 
 /// Completes the recording and says how the run ended.
 fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Result<u8> {
-    let (code, line) = match ended.exit {
+    let (mut code, line) = match ended.exit {
         // A live run has no trace to end: no timer is armed, and standard input, which could wake the guest, is closed.
         Exit::TraceEnded if ended.quit.is_none() => (
             exit::DEAD,
@@ -77,8 +77,10 @@ fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Resul
         if let Some(mismatch) = vm.mismatch() {
             eprintln!("retrovisor: {mismatch}");
         }
-        if let Some(r) = recording {
-            r.finish_vm(vm, reason(ended.exit))?;
+        // Said again if it stopped early: the line may be far up by now. A code of the guest's is worth more.
+        if let Some(Err(e)) = recording.map(|r| r.finish_vm(vm, reason(ended.exit))) {
+            eprintln!("retrovisor: {e}");
+            code = if code == 0 { exit::BAD_INPUT } else { code };
         }
         let (when, hash) = (vm.when(), vm.state_hash());
         if a.hash {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use retrovisor_core::Icount;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::machine::config::MachineConfig;
+use retrovisor_replay::format::VERSION;
 use retrovisor_replay::format::describe::Seconds;
 use retrovisor_replay::format::machine::cpu_name;
 use retrovisor_replay::{Ending, Record, Stats, Trace, What};
@@ -115,7 +116,10 @@ fn info_text(trace: &Trace, stats: &Stats) -> String {
     let header = trace.header();
     let end = trace.ending().when();
     let mut rows = vec![
-        ("trace", format!("{}: format 1, written by {}", trace.name(), header.creator.escape_debug())),
+        (
+            "trace",
+            format!("{}: format {VERSION}, written by {}", trace.name(), header.creator.escape_debug()),
+        ),
         ("machine", machine_text(&header.machine)),
         ("command line", header.cmdline.escape_debug().to_string()),
     ];
@@ -189,7 +193,7 @@ fn info_json(trace: &Trace, stats: &Stats) -> String {
     let complete = matches!(trace.ending(), Ending::Complete(_));
     let fields = [
         ("file", quoted(trace.name())),
-        ("format", retrovisor_replay::format::VERSION.to_string()),
+        ("format", VERSION.to_string()),
         ("creator", quoted(&header.creator)),
         ("memory", machine.memory.to_string()),
         ("vcpus", machine.vcpus.to_string()),

@@ -22,7 +22,7 @@ use thiserror::Error;
 /// First bytes of every trace.
 pub const MAGIC: [u8; 4] = *b"RVT\x1a";
 /// The only version this build reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes before the header's body: magic, version, body length, body checksum.
 pub const PREAMBLE: u64 = 16;
 /// Largest header body: two strings of at most 64 KiB and a few small fields.
@@ -51,6 +51,11 @@ pub enum Problem {
         "is not a Retrovisor trace (it does not begin with \"RVT\"): give a file written by `run --record`"
     )]
     NotATrace,
+    #[error(
+        "was written by an older version of Retrovisor (trace format version {found}, this build reads version \
+         {VERSION}): use the retrovisor that wrote it, or record again"
+    )]
+    OldVersion { found: u32 },
     #[error(
         "has trace format version {found}, this build reads version {VERSION}: use the retrovisor that wrote it"
     )]
