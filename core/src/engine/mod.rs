@@ -64,7 +64,7 @@ impl Vm {
 
     /// Runs; a breakpoint at icount `start` was stopped at already.
     fn run_from(&mut self, start: u64, until: Option<Icount>, one_block: bool) -> VmExit {
-        self.sync_breakpoints();
+        self.sync_hooks();
         self.one_block = one_block;
         loop {
             let reached = match one_block {
@@ -380,8 +380,11 @@ impl Vm {
         }
     }
 
-    /// Takes over the debugger's breakpoints.
-    fn sync_breakpoints(&mut self) {
+    /// Takes over the debugger's breakpoints and watchpoints.
+    fn sync_hooks(&mut self) {
+        if self.sys.mmu.watches() != self.hooks.watches {
+            self.sys.mmu.set_watches(&mut self.sys.mem, &self.hooks.watches);
+        }
         let changed = self.filter.sync(&self.hooks.breakpoints);
         if !changed.is_empty()
             && let Some(t) = &mut self.translator

@@ -155,8 +155,13 @@ impl Mmu {
         mem.remapped = false;
     }
 
+    /// The debugger's watchpoints.
+    pub fn watches(&self) -> &[Watch] {
+        self.watches.list()
+    }
+
     /// Replaces the debugger's watchpoints.
-    pub fn set_watches(&mut self, mem: &mut Memory, watches: &[Watch]) {
+    pub(crate) fn set_watches(&mut self, mem: &mut Memory, watches: &[Watch]) {
         self.watches.set(mem, watches);
     }
 
