@@ -128,6 +128,9 @@ pub struct DebugArgs {
     /// Waits for a debugger before the first instruction
     #[arg(long)]
     pub freeze: bool,
+    /// Memory the history may take, for going backwards; 0 keeps none
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub history: String,
 }
 
 #[derive(Args, Debug)]

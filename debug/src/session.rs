@@ -11,7 +11,8 @@ use crate::inspect::Inspect;
 use crate::stop::{Event, Exit};
 use retrovisor_core::input::{InputEvent, When};
 use retrovisor_core::{Gpa, Gva, Icount};
-use retrovisor_replay::Machine;
+use retrovisor_replay::{Machine, TimelineError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use thiserror::Error;
@@ -32,6 +33,10 @@ pub enum SessionError {
     NotRam(Gpa),
     #[error("this is a replay: its memory and registers cannot be changed")]
     ReadOnly,
+    #[error("the machine is in the past, which cannot be changed: go to the newest point first")]
+    InPast,
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
     #[error("the VM thread could not be started: {0}")]
     Thread(String),
 }
@@ -55,6 +60,12 @@ pub enum Resume {
     Step { vcpu: usize },
     /// Like `Step`, repeated while RIP of this vCPU stays in `[start, end)`.
     StepRange { vcpu: usize, start: u64, end: u64 },
+    /// Back to the last point at which something would have stopped the guest.
+    ReverseContinue,
+    /// Back by one instruction (or REP iteration, or delivery) of this vCPU.
+    ReverseStep { vcpu: usize },
+    /// To where the guest first arrived at this icount, back or forward; at most to the newest point.
+    Seek { to: Icount },
 }
 
 /// How a session starts.
@@ -86,12 +97,14 @@ impl Session {
         options: Options,
     ) -> Result<Self, SessionError> {
         let (jobs, queue) = mpsc::channel();
-        let worker = Worker::new(vm.into(), queue, options);
+        let vm = vm.into();
+        let cancel = vm.timeline().map(|t| Arc::clone(t.cancel())).unwrap_or_default();
+        let worker = Worker::new(vm, queue, options);
         let thread = std::thread::Builder::new()
             .name("vm".into())
             .spawn(move || worker.run())
             .map_err(|e| SessionError::Thread(e.to_string()))?;
-        Ok(Self { handle: SessionHandle { jobs, interrupt: Arc::new(interrupt) }, thread })
+        Ok(Self { handle: SessionHandle { jobs, interrupt: Arc::new(interrupt), cancel }, thread })
     }
 
     /// A handle for a client.
@@ -124,6 +137,8 @@ impl Session {
 pub struct SessionHandle {
     jobs: mpsc::Sender<Job>,
     interrupt: Arc<dyn Fn() + Send + Sync>,
+    /// Ends a way through the history early.
+    cancel: Arc<AtomicBool>,
 }
 
 impl SessionHandle {
@@ -184,13 +199,21 @@ impl SessionHandle {
         self.resume(Resume::Continue { until: None })
     }
 
-    /// Stops a running guest at the next boundary; the stop is broadcast before this returns.
+    /// Stops a running guest at the next boundary; the stop is broadcast before this returns. A search in the history ends
+    /// where it began.
     pub fn pause(&self) -> Result<(), SessionError> {
+        self.cancel.store(true, Ordering::Release);
         self.call(|w| w.pause())
+    }
+
+    /// Moves the machine to where it first arrived at `to`; answers the number of the run, as [`SessionHandle::resume`].
+    pub fn seek(&self, to: Icount) -> Result<u64, SessionError> {
+        self.resume(Resume::Seek { to })
     }
 
     /// Ends the run.
     pub fn kill(&self) -> Result<(), SessionError> {
+        self.cancel.store(true, Ordering::Release);
         self.call(|w| w.kill())
     }
 

@@ -51,6 +51,8 @@ pub enum StopReason {
     Reached,
     /// The trace being replayed ends here.
     TraceEnded,
+    /// The history begins here: nothing before it was kept.
+    HistoryStart,
     /// The state hash differs from the recorded one.
     Diverged,
     /// Every vCPU is halted and nothing can wake it.
@@ -139,6 +141,7 @@ impl fmt::Display for StopReason {
             StopReason::Paused => f.write_str("paused"),
             StopReason::Reached => f.write_str("the icount asked for is reached"),
             StopReason::TraceEnded => f.write_str("the trace ends here"),
+            StopReason::HistoryStart => f.write_str("the history begins here"),
             StopReason::Diverged => f.write_str("the replay differs from the recording"),
             StopReason::Dead => f.write_str("every vCPU is halted and nothing can wake it"),
         }

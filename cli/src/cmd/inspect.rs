@@ -51,9 +51,10 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
 }
 
 fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn OutputSink>) -> Result<u8> {
+    let history = config::history(&a.debug.history)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
     let trace = Trace::open(&a.trace)?;
-    let replay = Replay::new(&trace, options, output)?;
+    let replay = Replay::new(&trace, options, output)?.with_history(history);
     let around = Around { options: Options { freeze: a.debug.freeze, read_only: true }, console: false };
     let monitor = replay.monitor.clone();
     let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;

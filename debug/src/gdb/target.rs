@@ -104,8 +104,8 @@ fn fault(e: SessionError) -> TargetError<SessionError> {
     match e {
         SessionError::Unmapped(_) | SessionError::NotRam(_) => TargetError::Errno(errno::EFAULT),
         SessionError::NoVcpu(_) => TargetError::Errno(errno::ESRCH),
-        SessionError::ReadOnly => TargetError::Errno(errno::EROFS),
-        SessionError::Exited(_) => TargetError::NonFatal,
+        SessionError::ReadOnly | SessionError::InPast => TargetError::Errno(errno::EROFS),
+        SessionError::Exited(_) | SessionError::Timeline(_) => TargetError::NonFatal,
         SessionError::Gone | SessionError::Thread(_) => TargetError::Fatal(e),
     }
 }

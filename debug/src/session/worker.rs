@@ -9,8 +9,9 @@ use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::VmExit;
 use retrovisor_core::vcpu::Activity;
 use retrovisor_core::{Gpa, Gva, Icount};
-use retrovisor_replay::Machine;
+use retrovisor_replay::{Machine, Reason, TimelineError};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// A command, as the VM thread sees it.
@@ -188,6 +189,9 @@ impl Worker {
         if self.options.read_only {
             return Err(SessionError::ReadOnly);
         }
+        if self.vm.timeline().is_some_and(|t| t.in_past(&self.vm)) {
+            return Err(SessionError::InPast);
+        }
         if let State::Exited(exit) = self.state {
             return Err(SessionError::Exited(exit));
         }
@@ -231,7 +235,10 @@ impl Worker {
             State::Running { .. } => return Ok(self.run),
             State::Stopped(_) => {}
         }
-        if let Resume::Step { vcpu } | Resume::StepRange { vcpu, .. } = how
+        if matches!(how, Resume::ReverseContinue | Resume::ReverseStep { .. } | Resume::Seek { .. }) {
+            self.vm.travel()?;
+        }
+        if let Resume::Step { vcpu } | Resume::StepRange { vcpu, .. } | Resume::ReverseStep { vcpu } = how
             && vcpu >= self.vm.vcpus.len()
         {
             return Err(SessionError::NoVcpu(vcpu));
@@ -243,6 +250,10 @@ impl Worker {
     }
 
     pub(super) fn pause(&mut self) {
+        if let Some(t) = self.vm.timeline() {
+            // It asked to end what has ended.
+            t.cancel().store(false, Ordering::Release);
+        }
         if matches!(self.state, State::Running { .. }) {
             self.stop(StopReason::Paused);
         }
@@ -283,10 +294,43 @@ impl Worker {
             Resume::Continue { until } => self.advance_continue(until, fresh),
             Resume::Step { vcpu } => self.advance_step(vcpu, None),
             Resume::StepRange { vcpu, start, end } => self.advance_step(vcpu, Some((start, end))),
+            Resume::ReverseContinue | Resume::ReverseStep { .. } | Resume::Seek { .. } => {
+                return self.travel(how);
+            }
         };
         if let Some(exit) = outcome {
             self.settle(exit, how);
         }
+    }
+
+    /// Moves the machine in time, and stops it there.
+    fn travel(&mut self, how: Resume) {
+        match self.moved(how) {
+            Ok(reason) => self.stop(reason),
+            Err(TimelineError::Interrupted) => self.stop(StopReason::Paused),
+            Err(TimelineError::BeforeStart { .. }) => self.stop(StopReason::HistoryStart),
+            Err(_) => self.stop(StopReason::Diverged),
+        }
+    }
+
+    fn moved(&mut self, how: Resume) -> Result<StopReason, TimelineError> {
+        let (timeline, vm) = self.vm.travel()?;
+        Ok(match how {
+            Resume::ReverseStep { vcpu } => match timeline.reverse_step(vm, vcpu)? {
+                true => StopReason::Step,
+                false => StopReason::HistoryStart,
+            },
+            Resume::Seek { to } => {
+                timeline.seek(vm, to)?;
+                StopReason::Reached
+            }
+            _ => match timeline.reverse_continue(vm)?.map(|h| h.reason) {
+                Some(Reason::Breakpoint(at)) => StopReason::Breakpoint(at),
+                Some(Reason::Watchpoint(hit)) => StopReason::Watchpoint(hit),
+                Some(Reason::Exception(e)) => StopReason::Exception(e),
+                None => StopReason::HistoryStart,
+            },
+        })
     }
 
     /// `None`: not done, look for commands and come back.
