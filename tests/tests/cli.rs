@@ -230,8 +230,20 @@ fn flipped_bits_are_found_or_harmless() {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         let path = f.file("bad.rvt", &bad);
-        let command = [&["verify"][..], &["replay"], &["trace", "info"], &["trace", "events"]][n % 4];
+        let (to, folder) = (f.path("to"), f.path("folder"));
+        let commands = [
+            &["verify"][..],
+            &["replay"],
+            &["trace", "info", "--json"],
+            &["trace", "events", "--kind=all"],
+            &["trace", "export"],
+            &["trace", "export", "--format=perfetto", "-o", "/dev/null"],
+            &["trace", "pack", "-o", &to],
+            &["trace", "unpack", "-o", &folder],
+        ];
+        let command = commands[n % commands.len()];
         let args: Vec<&str> = command.iter().copied().chain([path.as_str()]).collect();
+        let _ = std::fs::remove_dir_all(&folder);
         sane(&program::run(&args), &[&format!("bit {bit}"), command[0]]);
     }
 }
@@ -286,6 +298,9 @@ fn every_command_explains_itself() {
         &["trace", "--help"],
         &["trace", "info", "--help"],
         &["trace", "events", "--help"],
+        &["trace", "export", "--help"],
+        &["trace", "pack", "--help"],
+        &["trace", "unpack", "--help"],
         &["demo", "--help"],
     ] {
         let done = program::run(args);

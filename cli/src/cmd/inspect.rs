@@ -7,7 +7,7 @@ use crate::args::{ReplayArgs, TraceCommand, VerifyArgs};
 use crate::config;
 use crate::console::{Console, Serial, SerialSink};
 use crate::exit;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use retrovisor_core::Icount;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::Options;
@@ -100,15 +100,18 @@ pub fn trace(c: &TraceCommand) -> Result<u8> {
     let out = &mut std::io::stdout();
     match c {
         TraceCommand::Info { trace, json } => traces::info(trace, *json, out)?,
-        TraceCommand::Events { trace, json, from, to } => {
-            let options = traces::EventsOptions {
-                json: *json,
-                from: from.map(Icount),
-                to: to.map(Icount),
-                ..Default::default()
+        TraceCommand::Events { trace, json, from, to, kind } => {
+            let point = |flag: &str, text: &Option<String>| -> Result<Option<traces::Point>> {
+                text.as_deref().map(|t| t.parse().map_err(|e| anyhow!("{flag}: {e}"))).transpose()
             };
-            traces::events(trace, options, out)?;
+            let (from, to) = (point("--from", from)?, point("--to", to)?);
+            traces::events(trace, &traces::Filter { from, to, kinds: kind.clone() }, *json, out)?;
         }
+        TraceCommand::Export { trace, format, output } => {
+            traces::export(trace, *format, output.as_deref(), out)?;
+        }
+        TraceCommand::Pack { trace, output } => traces::pack(trace, output, out)?,
+        TraceCommand::Unpack { trace, output } => traces::unpack(trace, output, out)?,
     }
     Ok(0)
 }

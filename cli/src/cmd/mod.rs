@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod inspect;
+mod json;
 pub mod live;
 mod replay;
 mod report;
