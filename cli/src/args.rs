@@ -172,7 +172,7 @@ pub struct VerifyArgs {
     /// Traces to verify
     #[arg(value_name = "FILE.rvt", required = true)]
     pub traces: Vec<PathBuf>,
-    /// Traces verified at the same time
+    /// Traces verified at the same time, 0: one a CPU
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
     #[command(flatten)]

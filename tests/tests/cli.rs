@@ -186,6 +186,22 @@ fn ctrl_c_ends_a_replay() {
 }
 
 #[test]
+fn ctrl_c_ends_a_verification_with_what_is_known() {
+    let f = Folder::new();
+    let (long, short) = (f.file("long.rvt", &guest::long_trace()), f.file("short.rvt", &trace()));
+    let mut running = Running::spawn(
+        program::command(&["verify", "--jobs", "2", &short, &long, &short]).stdin(Stdio::null()),
+    );
+    running.wait_for("short.rvt: exact");
+    // The third is done at some time, and waits for the second.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    running.signal(Signal::INT);
+    let done = running.finish();
+    assert!(done.expect(130).stderr.starts_with("retrovisor: interrupted: "), "{done:?}");
+    assert_eq!(done.stderr.lines().count(), 1, "no status without a terminal: {done:?}");
+}
+
+#[test]
 fn traces_cut_anywhere_are_read_up_to_the_cut() {
     let f = Folder::new();
     let whole = trace();

@@ -1,5 +1,6 @@
 //! The commands on recorded runs: `replay`, `verify` and `trace`, from what was typed to what they do.
 
+use super::board::Board;
 use super::live::{self, Around};
 use super::verify::Verdict;
 use super::{replay as plain, trace as traces, verify as verifying};
@@ -78,18 +79,21 @@ fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn Out
 /// If a flag is wrong, or standard output cannot be written.
 pub fn verify(a: &VerifyArgs) -> Result<u8> {
     let options = config::engine(&a.engine)?;
-    let tty = std::io::stderr().is_terminal();
-    let show = |path: &std::path::Path, p: retrovisor_replay::compare::Progress| {
-        if tty {
-            let percent = p.at.0 * 100 / p.end.0.max(1);
-            let _ = write!(std::io::stderr(), "\r{}: {percent}% \r", path.display());
-        }
-    };
+    let (out, err) = (Box::new(std::io::stdout()), Box::new(std::io::stderr()));
+    let board = Arc::new(Board::new(a.traces.len(), out, err, terminal_columns()));
+    let watched = Arc::clone(&board);
     // Nothing is half done when a signal comes: no file, no terminal to give back.
-    let _signals = Console::without_input(|quit| std::process::exit(quit.code().into()))?;
-    let (out, err) = (&mut std::io::stdout(), &mut std::io::stderr());
-    let verdict = verifying::verify(&a.traces, options, a.jobs, &show, out, err)?;
-    Ok(code(verdict))
+    let _signals = Console::without_input(move |quit| {
+        watched.interrupted(|| std::process::exit(quit.code().into()));
+    })?;
+    Ok(code(verifying::verify(&a.traces, options, a.jobs, &board)?))
+}
+
+/// Width of the terminal that standard error is, if it is one.
+fn terminal_columns() -> Option<usize> {
+    let stderr = std::io::stderr();
+    let size = stderr.is_terminal().then(|| rustix::termios::tcgetwinsize(&stderr))?;
+    Some(size.map_or(80, |s| if s.ws_col == 0 { 80 } else { s.ws_col.into() }))
 }
 
 /// `retrovisor trace`.

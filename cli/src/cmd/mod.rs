@@ -1,5 +1,6 @@
 //! One subcommand a file.
 
+mod board;
 pub mod demo;
 pub mod inspect;
 mod json;

@@ -89,8 +89,9 @@ fn size_rows(trace: &Trace) -> [(&'static str, String); 3] {
         grouped(u64::try_from(bytes).unwrap_or(u64::MAX))
     };
     let frames = format!(
-        " in {} frames; {} a billion instructions, {} a second",
+        " in {} frame{}; {} a billion instructions, {} a second",
         grouped(trace.frames() as u64),
+        if trace.frames() == 1 { "" } else { "s" },
         per(1_000_000_000, icount),
         per(1_000_000_000, time)
     );
