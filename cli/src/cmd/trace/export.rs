@@ -129,15 +129,16 @@ fn instant(out: &mut dyn Write, r: &Record) -> io::Result<()> {
 /// how busy the guest was.
 fn interval(out: &mut dyn Write, from: When, to: When) -> io::Result<()> {
     let (ns, insns) = (to.time.0.saturating_sub(from.time.0), to.icount - from.icount);
-    if ns == 0 {
-        return Ok(());
-    }
     let name = format!("{} to {}", from.icount, to.icount);
     let mut args = point("from_icount", "from_ns", from);
     args.extend(point("to_icount", "to_ns", to));
     args.push(("instructions", insns.to_string()));
     let fields = vec![("ts", micros(from.time.0)), ("dur", micros(ns)), ("args", object(args))];
     emit(out, &name, "X", Track::HashPoints as u64, fields)?;
+    if ns == 0 {
+        // Under the host clock guest time may stand while the guest runs.
+        return Ok(());
+    }
     let milli = u128::from(insns) * 1_000_000 / u128::from(ns);
     let rate = object([("instructions", format!("{}.{:03}", milli / 1000, milli % 1000))]);
     emit(out, "instructions a microsecond", "C", 0, vec![("ts", micros(from.time.0)), ("args", rate)])
