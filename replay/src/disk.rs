@@ -63,7 +63,7 @@ impl TraceFile {
         let naming = if is_empty(&file)? {
             Naming::Fresh
         } else {
-            must_be_trace(&mut file)?;
+            must_be_trace(&file)?;
             let (temporary, new) = create_beside(&path)?;
             Naming::Beside { temporary, _old: std::mem::replace(&mut file, new) }
         };
@@ -82,6 +82,8 @@ impl TraceFile {
         let Some(regular) = &self.inner.regular else { return Ok(()) };
         let mut naming = regular.naming.lock().unwrap_or_else(PoisonError::into_inner);
         if let Naming::Beside { temporary, .. } = &*naming {
+            // The old trace goes only when this much of the new one is safe.
+            self.inner.file.sync_data()?;
             fs::rename(temporary, &regular.path)?;
         }
         *naming = Naming::Published;
@@ -120,6 +122,8 @@ impl Drop for Inner {
             Naming::Beside { temporary, .. } => fs::remove_file(temporary),
             Naming::Published => Ok(()),
         };
+        // The syncing thread may keep the file open a little longer.
+        let _ = self.file.unlock();
     }
 }
 
@@ -153,15 +157,22 @@ fn is_empty(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.len() == 0)
 }
 
-fn must_be_trace(file: &mut File) -> io::Result<()> {
+fn begins_as_trace(mut file: &File) -> bool {
     let mut first = [0; MAGIC.len()];
-    match file.read_exact(&mut first) {
-        Ok(()) if first == MAGIC => Ok(()),
-        _ => Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "it exists and is not a trace: remove it or give another file",
-        )),
+    file.read_exact(&mut first).is_ok() && first == MAGIC
+}
+
+/// Is `path` a file that begins as a trace does, whole or not?
+pub fn is_trace(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|m| m.is_file()) && File::open(path).is_ok_and(|f| begins_as_trace(&f))
+}
+
+fn must_be_trace(file: &File) -> io::Result<()> {
+    if begins_as_trace(file) {
+        return Ok(());
     }
+    let why = "it exists and is not a trace: remove it or give another file";
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, why))
 }
 
 /// A new, locked file in the folder of `path`.

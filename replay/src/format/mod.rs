@@ -2,7 +2,7 @@
 //!
 //! `varint` numbers | `header` what stands first | `machine` the machine description | `chunk` framing, checksum
 //! and compression | `record` one input, delta-coded | `describe` as a line of text | `end` how a run ended |
-//! `writer` | `reader` | `stats` counts by kind.
+//! `writer` | `reader` | `stats` counts by kind | `pack` the same in fewer bytes.
 //!
 //! The reader is fed hostile files: no length is trusted, every allocation has a bound from this file, nothing panics.
 
@@ -11,6 +11,7 @@ pub mod describe;
 pub mod end;
 pub mod header;
 pub mod machine;
+pub mod pack;
 pub mod reader;
 pub mod record;
 pub mod stats;
@@ -29,8 +30,8 @@ pub const PREAMBLE: u64 = 16;
 pub const MAX_HEADER: u32 = 256 << 10;
 /// Longest string in a header (command line, kernel name).
 pub const MAX_STRING: usize = 64 << 10;
-/// Bytes of an image in one chunk.
-pub const IMAGE_PIECE: usize = 1 << 20;
+/// Most bytes of an image in one chunk.
+pub const MAX_IMAGE_PIECE: usize = 16 << 20;
 /// Most bytes of all images together.
 pub const MAX_IMAGES: u64 = 1 << 30;
 /// Largest uncompressed frame of records.

@@ -5,16 +5,47 @@ use super::end::EndRecord;
 use super::header::{Header, present, total_size};
 use super::record::{Predictor, Record};
 use super::varint::{put, put_signed};
-use super::{IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
+use super::{MAX_IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
 use retrovisor_core::input::When;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use std::io::{self, Write};
 
-/// Compression of images: most are compressed already.
-const IMAGE_LEVEL: i32 = 1;
-/// Compression of records.
-const FRAME_LEVEL: i32 = 9;
+/// How hard to compress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effort {
+    /// As little as does not hold up a run.
+    Live,
+    /// As much as there is.
+    Most,
+}
+
+impl Effort {
+    /// Level for images: most are compressed already.
+    const fn images(self) -> i32 {
+        match self {
+            Effort::Live => 1,
+            Effort::Most => chunk::BEST,
+        }
+    }
+
+    /// Level for records.
+    const fn records(self) -> i32 {
+        match self {
+            Effort::Live => 9,
+            Effort::Most => chunk::BEST,
+        }
+    }
+
+    /// Bytes of an image in one chunk.
+    const fn piece(self) -> usize {
+        match self {
+            Effort::Live => 1 << 20,
+            Effort::Most => MAX_IMAGE_PIECE,
+        }
+    }
+}
+
 /// Pending bytes at which a frame is written.
 pub const FRAME_FULL: usize = 64 << 10;
 
@@ -87,6 +118,7 @@ impl Frames {
 /// Writes a trace to `W`.
 pub struct TraceWriter {
     out: Box<dyn Write + Send>,
+    effort: Effort,
     /// Bytes written.
     at: u64,
     index: Vec<IndexEntry>,
@@ -94,24 +126,35 @@ pub struct TraceWriter {
 
 impl TraceWriter {
     /// Writes the header and the images.
-    pub fn new(mut out: Box<dyn Write + Send>, machine: &MachineConfig, images: &Images) -> io::Result<Self> {
-        let header = Header::of(machine, images);
-        check_limits(&header)?;
+    pub fn new(out: Box<dyn Write + Send>, machine: &MachineConfig, images: &Images) -> io::Result<Self> {
+        Self::with_header(out, &Header::of(machine, images), images, Effort::Live)
+    }
+
+    /// Writes `header` and the images it lists.
+    pub fn with_header(
+        mut out: Box<dyn Write + Send>,
+        header: &Header,
+        images: &Images,
+        effort: Effort,
+    ) -> io::Result<Self> {
+        check_limits(header)?;
         let bytes = header.to_bytes();
         out.write_all(&bytes)?;
         let mut at = bytes.len() as u64;
-        for (n, (_, bytes)) in present(images).into_iter().enumerate() {
+        let present = present(images);
+        for (n, info) in header.images.iter().enumerate() {
+            let bytes = present.iter().find(|(role, _)| *role == info.role).map_or(&[][..], |i| i.1);
             if header.stored_as(n) != n {
                 continue;
             }
-            for piece in bytes.chunks(IMAGE_PIECE) {
+            for piece in bytes.chunks(effort.piece()) {
                 let mut raw = Vec::with_capacity(piece.len() + 1);
                 raw.push(n as u8);
                 raw.extend_from_slice(piece);
-                at += chunk::write(&mut out, Kind::Image, IMAGE_LEVEL, &raw)?;
+                at += chunk::write(&mut out, Kind::Image, effort.images(), &raw)?;
             }
         }
-        Ok(Self { out, at, index: Vec::new() })
+        Ok(Self { out, effort, at, index: Vec::new() })
     }
 
     /// Bytes written so far.
@@ -122,7 +165,7 @@ impl TraceWriter {
     /// Writes a frame.
     pub fn frame(&mut self, frame: &EncodedFrame) -> io::Result<()> {
         let entry = IndexEntry { start: frame.start, at: self.at };
-        self.at += chunk::write(&mut self.out, Kind::Frame, FRAME_LEVEL, &frame.raw)?;
+        self.at += chunk::write(&mut self.out, Kind::Frame, self.effort.records(), &frame.raw)?;
         self.index.push(entry);
         Ok(())
     }
@@ -131,7 +174,7 @@ impl TraceWriter {
     pub fn finish(&mut self, end: &EndRecord) -> io::Result<()> {
         let mut raw = Vec::new();
         end.put(&mut raw);
-        self.at += chunk::write(&mut self.out, Kind::End, FRAME_LEVEL, &raw)?;
+        self.at += chunk::write(&mut self.out, Kind::End, self.effort.records(), &raw)?;
         let index_at = self.at;
         let most = Kind::Index.max_raw() / 30;
         // A very long recording gets a sparser index, never a larger one.
@@ -144,8 +187,9 @@ impl TraceWriter {
             put(&mut raw, entry.at - last.at);
             last = *entry;
         }
-        self.at += chunk::write(&mut self.out, Kind::Index, FRAME_LEVEL, &raw)?;
-        self.at += chunk::write(&mut self.out, Kind::Trailer, FRAME_LEVEL, &index_at.to_le_bytes())?;
+        self.at += chunk::write(&mut self.out, Kind::Index, self.effort.records(), &raw)?;
+        self.at +=
+            chunk::write(&mut self.out, Kind::Trailer, self.effort.records(), &index_at.to_le_bytes())?;
         self.out.flush()
     }
 }
