@@ -95,14 +95,14 @@ impl Replay {
         output: Box<dyn OutputSink>,
     ) -> Result<Self, VerifyError> {
         let mailbox = Mailbox::new();
-        let player = Player::new(Arc::clone(trace), Arc::clone(&mailbox));
+        let player = Player::new(trace.clone(), Arc::clone(&mailbox));
         let (monitor, digest) = (player.monitor(), player.digest());
         let mut vm = machine(trace, player, output)?;
         (vm.engine, vm.jit_options) = (options.engine, options.jit);
         let (vm, follower) = match options.lockstep {
             None => (vm.into(), None),
             Some(stride) => {
-                let player = Player::new(Arc::clone(trace), Mailbox::new());
+                let player = Player::new(trace.clone(), Mailbox::new());
                 let follower = player.monitor();
                 let reference = machine(trace, player, Box::new(NullSink))?;
                 let lockstep = Lockstep::new(&mut vm, reference, stride);

@@ -7,7 +7,8 @@
 use crate::disk::TraceFile;
 use crate::format::end::{EndRecord, ExitReason};
 use crate::format::record::{Record, What, split};
-use crate::format::writer::{FRAME_FULL, TraceWriter};
+use crate::format::writer::{FRAME_FULL, Frames, TraceWriter};
+use crate::log::Tape;
 use crate::output::{HashedOutput, OutputDigest};
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
@@ -45,7 +46,10 @@ pub type OnError = Box<dyn FnMut(&RecordError) + Send>;
 
 struct State {
     file: String,
-    writer: TraceWriter,
+    frames: Frames,
+    /// `None`: the log is kept in memory only.
+    writer: Option<TraceWriter>,
+    tape: Tape,
     last_frame: Instant,
     /// Point up to which the file is complete.
     written: When,
@@ -54,10 +58,11 @@ struct State {
     on_error: OnError,
 }
 
-/// A recording in progress. Clones share one file.
+/// A recording in progress: the log of a run, in memory and perhaps in a file. Clones share one log.
 #[derive(Clone)]
 pub struct Recording {
     state: Arc<Mutex<State>>,
+    tape: Tape,
     output: OutputDigest,
 }
 
@@ -103,20 +108,44 @@ impl Recording {
         images: &Images,
         on_error: OnError,
     ) -> Result<Self, RecordError> {
-        let writer = match TraceWriter::new(out, machine, images) {
-            Ok(writer) => writer,
-            Err(e) => return Err(RecordError::Create { file, why: e.to_string() }),
-        };
+        match TraceWriter::new(out, machine, images) {
+            Ok(writer) => {
+                let (frames, tape) = (Frames::new(machine, When::default()), Tape::new(machine));
+                Ok(Self::with(file, Some(writer), frames, tape, on_error))
+            }
+            Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
+        }
+    }
+
+    /// Keeps the log of a run from power-on in memory only.
+    pub fn unwritten(machine: &MachineConfig) -> Self {
+        Self::branch(machine, Tape::new(machine), When::default())
+    }
+
+    /// Goes on from `start`, where `tape` ends, in memory only.
+    pub(crate) fn branch(machine: &MachineConfig, tape: Tape, start: When) -> Self {
+        Self::with("the history".into(), None, Frames::new(machine, start), tape, Box::new(|_| ()))
+    }
+
+    fn with(
+        file: String,
+        writer: Option<TraceWriter>,
+        frames: Frames,
+        tape: Tape,
+        on_error: OnError,
+    ) -> Self {
         let state = State {
             file,
+            written: frames.start(),
+            frames,
             writer,
+            tape: tape.clone(),
             last_frame: Instant::now(),
-            written: When::default(),
             failed: None,
             finished: false,
             on_error,
         };
-        Ok(Self { state: Arc::new(Mutex::new(state)), output: OutputDigest::default() })
+        Self { state: Arc::new(Mutex::new(state)), tape, output: OutputDigest::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,9 +167,19 @@ impl Recording {
         self.lock().failed.clone()
     }
 
-    /// Bytes written so far.
+    /// Bytes written to the file so far.
     pub fn bytes(&self) -> u64 {
-        self.lock().writer.written()
+        self.lock().writer.as_ref().map_or(0, TraceWriter::written)
+    }
+
+    /// The log in memory, complete up to the last [`Recording::flush`].
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+
+    /// The digest of the run's output.
+    pub(crate) fn digest(&self) -> &OutputDigest {
+        &self.output
     }
 
     /// Writes what is pending up to `now`, an instruction boundary, so that the file can be replayed up to here.
@@ -161,8 +200,12 @@ impl Recording {
         if state.finished {
             return Ok(());
         }
+        state.flush(now);
         state.finished = true;
-        state.writer.finish(&end).map_err(|e| state.write_error(&e))
+        let State { writer: Some(writer), failed: None, .. } = &mut *state else {
+            return state.failed.clone().map_or(Ok(()), Err);
+        };
+        writer.finish(&end).map_err(|e| state.write_error(&e))
     }
 
     /// Ends the recording of `vm` where it stands, for `reason`. Later calls do nothing.
@@ -190,10 +233,6 @@ impl Recording {
 }
 
 impl State {
-    fn stopped(&self) -> bool {
-        self.finished || self.failed.is_some()
-    }
-
     fn write_error(&self, e: &io::Error) -> RecordError {
         RecordError::Write { file: self.file.clone(), why: e.to_string(), icount: self.written.icount }
     }
@@ -204,27 +243,33 @@ impl State {
     }
 
     fn push(&mut self, when: When, what: What) {
-        if !self.stopped() && !self.writer.push(&Record { when, what }) {
+        if !self.finished && !self.frames.push(&Record { when, what }) {
             let e = RecordError::WentBack { file: self.file.clone(), icount: self.written.icount };
             self.fail(e);
+            self.finished = true;
         }
     }
 
     /// At an instruction boundary: writes a frame if one is due.
     fn boundary(&mut self, now: When, after: Duration) {
-        let pending = self.writer.pending();
+        let pending = self.frames.pending();
         let since = self.last_frame.elapsed();
         if pending >= FRAME_FULL || (pending > 0 && since >= after) || since >= FLUSH_ANYWAY {
             self.flush(now);
         }
     }
 
+    /// Ends a frame. If it cannot be written the log goes on in memory.
     fn flush(&mut self, now: When) {
-        if self.stopped() || now < self.written {
+        if self.finished || now < self.frames.start() {
             return;
         }
-        match self.writer.flush(now) {
-            Ok(()) => (self.written, self.last_frame) = (now, Instant::now()),
+        let frame = self.frames.end(now);
+        self.last_frame = Instant::now();
+        self.tape.push(now, &frame.raw);
+        let State { writer: Some(writer), failed: None, .. } = self else { return };
+        match writer.frame(&frame) {
+            Ok(()) => self.written = now,
             Err(e) => {
                 let e = self.write_error(&e);
                 self.fail(e);

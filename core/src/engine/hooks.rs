@@ -41,6 +41,8 @@ pub struct WatchHit {
 pub struct Hooks {
     /// Linear addresses before whose execution to stop.
     pub breakpoints: BTreeSet<u64>,
+    /// Places whose accesses to stop after.
+    pub watches: Vec<Watch>,
     /// Bit n: stop before exception n is delivered.
     pub stop_exceptions: u32,
     /// Stop before a triple fault shuts down or resets the machine.

@@ -54,9 +54,18 @@ impl Vm {
     }
 
     fn run_to(&mut self, until: Option<Icount>, one_block: bool) -> VmExit {
-        self.sync_breakpoints();
+        self.run_from(self.sys.icount, until, one_block)
+    }
+
+    /// As [`Vm::run`], but a breakpoint at the very first instruction counts, too.
+    pub fn run_here(&mut self, until: Option<Icount>) -> VmExit {
+        self.run_from(u64::MAX, until, false)
+    }
+
+    /// Runs; a breakpoint at icount `start` was stopped at already.
+    fn run_from(&mut self, start: u64, until: Option<Icount>, one_block: bool) -> VmExit {
+        self.sync_hooks();
         self.one_block = one_block;
-        let start = self.sys.icount;
         loop {
             let reached = match one_block {
                 true => self.sys.icount != start,
@@ -119,10 +128,7 @@ impl Vm {
     pub(crate) fn settle(&mut self) {
         if !self.sys.mem.code_writes.is_empty() {
             let writes = std::mem::take(&mut self.sys.mem.code_writes);
-            self.cache.invalidate(&writes, &mut self.sys.mem);
-            if let Some(t) = &mut self.translator {
-                t.invalidate(&writes, &mut self.sys.mem);
-            }
+            self.invalidate(&writes);
         }
         // Under the host clock time also moves by reads in the middle of a block, and where blocks end differs in a
         // replay: there only a logged tick and the end of an idle wait let timers expire.
@@ -374,8 +380,11 @@ impl Vm {
         }
     }
 
-    /// Takes over the debugger's breakpoints.
-    fn sync_breakpoints(&mut self) {
+    /// Takes over the debugger's breakpoints and watchpoints.
+    fn sync_hooks(&mut self) {
+        if self.sys.mmu.watches() != self.hooks.watches {
+            self.sys.mmu.set_watches(&mut self.sys.mem, &self.hooks.watches);
+        }
         let changed = self.filter.sync(&self.hooks.breakpoints);
         if !changed.is_empty()
             && let Some(t) = &mut self.translator

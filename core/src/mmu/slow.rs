@@ -299,6 +299,15 @@ impl Mmu {
             Ok(_) => return Err(self.fault(&paging, lin, access, view, pf::P)),
             Err(miss) => return Err(self.fault(&paging, lin, access, view, miss.cause())),
         };
+        if let Some(f) = &mut self.footprint {
+            match access {
+                Access::Exec => f.fetched.insert(lin),
+                Access::Read | Access::Write => {
+                    f.accessed.insert(lin);
+                    f.frames.insert(found.gpa.0);
+                }
+            }
+        }
         let target = mem.map.lookup(found.gpa);
         if let (Target::Ram(off), Access::Write) = (target, access) {
             mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);

@@ -5,7 +5,6 @@ use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
 use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
-use retrovisor_core::engine::hooks::Watch;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::VmExit;
 use retrovisor_core::vcpu::Activity;
@@ -44,8 +43,6 @@ pub struct Worker {
     clients: Vec<Attached>,
     next_client: u64,
     points: BreakpointSet,
-    /// The watchpoints the MMU knows of.
-    armed_watches: Vec<Watch>,
     /// Number of the latest run.
     run: u64,
     quit: bool,
@@ -64,7 +61,6 @@ impl Worker {
             clients: Vec::new(),
             next_client: 1,
             points: BreakpointSet::default(),
-            armed_watches: Vec::new(),
             run: u64::from(!options.freeze),
             quit: false,
             triple_fault_at: None,
@@ -183,12 +179,7 @@ impl Worker {
         self.vm.hooks.breakpoints = self.points.breakpoints();
         self.vm.hooks.stop_triple_fault = self.has_debugger();
         self.vm.hooks.stop_exceptions = self.clients.iter().fold(0, |mask, c| mask | c.exceptions);
-        let watches = self.points.watches();
-        if watches != self.armed_watches {
-            let system = &mut self.vm.sys;
-            system.mmu.set_watches(&mut system.mem, &watches);
-            self.armed_watches = watches;
-        }
+        self.vm.hooks.watches = self.points.watches();
     }
 
     // --- writes: logged inputs ---

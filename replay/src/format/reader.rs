@@ -466,7 +466,8 @@ fn get_after(c: &mut Cursor<'_>, from: When) -> Result<When, Malformed> {
     Ok(When { icount: Icount(icount), time: GuestTime(time) })
 }
 
-fn parse_frame(raw: &[u8], machine: &MachineConfig) -> Result<Frame, Malformed> {
+/// Decodes a frame's payload.
+pub(crate) fn parse_frame(raw: &[u8], machine: &MachineConfig) -> Result<Frame, Malformed> {
     let mut c = Cursor::new(raw);
     let start = get_point(&mut c)?;
     let end = get_after(&mut c, start)?;

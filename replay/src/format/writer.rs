@@ -58,18 +58,70 @@ pub struct IndexEntry {
     pub at: u64,
 }
 
-/// Writes a trace to `W`.
-pub struct TraceWriter {
-    out: Box<dyn Write + Send>,
-    effort: Effort,
+/// Encodes records into frames.
+pub struct Frames {
     machine: MachineConfig,
-    /// Bytes written.
-    at: u64,
-    index: Vec<IndexEntry>,
     /// Where the frame being filled starts.
     start: When,
     predictor: Predictor,
     pending: Vec<u8>,
+}
+
+/// A complete frame.
+pub struct EncodedFrame {
+    pub start: When,
+    pub end: When,
+    /// The payload, uncompressed.
+    pub raw: Vec<u8>,
+}
+
+impl Frames {
+    /// Frames from `start` on.
+    pub fn new(machine: &MachineConfig, start: When) -> Self {
+        let predictor = Predictor::new(start, machine);
+        Self { machine: machine.clone(), start, predictor, pending: Vec::new() }
+    }
+
+    /// Adds a record. False, and nothing is added, if its point lies before the last one.
+    #[must_use]
+    pub fn push(&mut self, record: &Record) -> bool {
+        if record.when.icount < self.predictor.point().icount {
+            return false;
+        }
+        self.predictor.put(&mut self.pending, record);
+        true
+    }
+
+    /// Bytes of records in the frame being filled.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Where the frame being filled starts.
+    pub fn start(&self) -> When {
+        self.start
+    }
+
+    /// Ends the frame at `now`, an instruction boundary, up to which it is complete.
+    pub fn end(&mut self, now: When) -> EncodedFrame {
+        let mut raw = Vec::with_capacity(self.pending.len() + 32);
+        put(&mut raw, self.start.icount.0);
+        put(&mut raw, self.start.time.0);
+        put(&mut raw, now.icount - self.start.icount);
+        put_signed(&mut raw, (now.time - self.start.time) as i64);
+        raw.append(&mut self.pending);
+        self.predictor = Predictor::new(now, &self.machine);
+        EncodedFrame { start: std::mem::replace(&mut self.start, now), end: now, raw }
+    }
+}
+
+/// Writes a trace to `W`.
+pub struct TraceWriter {
+    out: Box<dyn Write + Send>,
+    effort: Effort,
+    /// Bytes written.
+    at: u64,
+    index: Vec<IndexEntry>,
 }
 
 impl TraceWriter {
@@ -102,25 +154,7 @@ impl TraceWriter {
                 at += chunk::write(&mut out, Kind::Image, effort.images(), &raw)?;
             }
         }
-        let start = When::default();
-        let machine = header.machine.clone();
-        let predictor = Predictor::new(start, &machine);
-        Ok(Self { out, effort, machine, at, index: Vec::new(), start, predictor, pending: Vec::new() })
-    }
-
-    /// Adds a record. False, and nothing is added, if its point lies before the last one.
-    #[must_use]
-    pub fn push(&mut self, record: &Record) -> bool {
-        if record.when.icount < self.predictor.point().icount {
-            return false;
-        }
-        self.predictor.put(&mut self.pending, record);
-        true
-    }
-
-    /// Bytes of records not yet written.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
+        Ok(Self { out, effort, at, index: Vec::new() })
     }
 
     /// Bytes written so far.
@@ -128,25 +162,16 @@ impl TraceWriter {
         self.at
     }
 
-    /// Writes the pending records as a frame that is complete up to `now`, an instruction boundary.
-    pub fn flush(&mut self, now: When) -> io::Result<()> {
-        let mut raw = Vec::with_capacity(self.pending.len() + 32);
-        put(&mut raw, self.start.icount.0);
-        put(&mut raw, self.start.time.0);
-        put(&mut raw, now.icount - self.start.icount);
-        put_signed(&mut raw, (now.time - self.start.time) as i64);
-        raw.append(&mut self.pending);
-        let entry = IndexEntry { start: self.start, at: self.at };
-        self.at += chunk::write(&mut self.out, Kind::Frame, self.effort.records(), &raw)?;
+    /// Writes a frame.
+    pub fn frame(&mut self, frame: &EncodedFrame) -> io::Result<()> {
+        let entry = IndexEntry { start: frame.start, at: self.at };
+        self.at += chunk::write(&mut self.out, Kind::Frame, self.effort.records(), &frame.raw)?;
         self.index.push(entry);
-        self.start = now;
-        self.predictor = Predictor::new(now, &self.machine);
         Ok(())
     }
 
-    /// Writes what is pending, the end record, the index and the trailer.
+    /// Writes the end record, the index and the trailer; the last frame ended at the end's point.
     pub fn finish(&mut self, end: &EndRecord) -> io::Result<()> {
-        self.flush(end.when)?;
         let mut raw = Vec::new();
         end.put(&mut raw);
         self.at += chunk::write(&mut self.out, Kind::End, self.effort.records(), &raw)?;

@@ -1,0 +1,212 @@
+//! Moving in time: whichever way leads to a point, the state there is the same; what is found backwards is what a run
+//! forwards meets; and a live run that was taken back and forth goes on as if nothing had happened.
+
+#![allow(clippy::unwrap_used)]
+
+use retrovisor_core::clock::ClockKind;
+use retrovisor_core::engine::Engine;
+use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchKind};
+use retrovisor_core::exception::vector;
+use retrovisor_core::hash::StateHash;
+use retrovisor_core::input::When;
+use retrovisor_core::machine::vm::{Vm, VmExit};
+use retrovisor_core::output::NullSink;
+use retrovisor_core::{Gpa, Gva, Icount};
+use retrovisor_replay::search::Reason;
+use retrovisor_replay::{Mailbox, Recording, Timeline, TimelineError};
+use retrovisor_tests::ticker::{self, Keys, Random};
+use std::collections::{BTreeMap, HashMap};
+
+const ENGINES: [Engine; 2] = [Engine::Jit, Engine::Interp];
+
+/// The ticker, live, with a history.
+fn live(engine: Engine, budget: u64) -> (Vm, Timeline) {
+    let config = ticker::config(ClockKind::Virtual);
+    let recording = Recording::unwritten(&config);
+    let (port, output) = (recording.port(Keys::new(None)), recording.output(NullSink));
+    let mut vm = Vm::new(config, ticker::images(300), Box::new(port), Box::new(output)).unwrap();
+    vm.engine = engine;
+    let timeline = Timeline::live(&mut vm, recording, Mailbox::new(), budget);
+    (vm, timeline)
+}
+
+/// How a run ends that nobody disturbed.
+fn straight() -> (VmExit, When, StateHash) {
+    let mut vm = Vm::new(
+        ticker::config(ClockKind::Virtual),
+        ticker::images(300),
+        Box::new(Keys::new(None)),
+        Box::new(NullSink),
+    )
+    .unwrap();
+    let exit = vm.run(None);
+    (exit, vm.when(), vm.state_hash())
+}
+
+#[test]
+fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
+    for (engine, budget) in ENGINES.into_iter().zip([64 << 20, 256 << 10]) {
+        let (mut vm, mut timeline) = live(engine, budget);
+        let mut random = Random(0x7157);
+        let mut seen: HashMap<u64, StateHash> = HashMap::new();
+        let mut visits = 0;
+        let exit = loop {
+            let end = timeline.end(&vm).icount.0;
+            let here = vm.when().icount.0;
+            match random.below(10) {
+                0..=2 => {
+                    let exit = timeline.run(&mut vm, Some(Icount(here + random.slice(17))));
+                    if exit != VmExit::Reached {
+                        break exit;
+                    }
+                }
+                3 => {
+                    let exit = timeline.run(&mut vm, Some(Icount(end + random.slice(17))));
+                    if exit != VmExit::Reached {
+                        break exit;
+                    }
+                }
+                4..=6 => match timeline.seek(&mut vm, Icount(random.below(end + 1))) {
+                    Ok(()) => {}
+                    Err(TimelineError::BeforeStart { .. }) => continue,
+                    Err(e) => panic!("{e}"),
+                },
+                _ => {
+                    for _ in 0..random.below(20) {
+                        timeline.reverse_step(&mut vm, 0).unwrap();
+                    }
+                }
+            }
+            if timeline.in_past(&vm) {
+                let (at, hash) = (vm.when().icount.0, vm.state_hash());
+                visits += 1;
+                assert_eq!(*seen.entry(at).or_insert(hash), hash, "at instruction {at}, visit {visits}");
+            }
+            assert!(timeline.history().bytes() <= budget.max(3 << 20), "{}", timeline.history().bytes());
+        };
+        assert_eq!((exit, vm.when(), vm.state_hash()), straight(), "{engine:?}");
+        assert!(visits > 100, "{visits}");
+    }
+}
+
+/// Every stop of a run forwards to `end`, by the point a search backwards would name.
+fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
+    let mut vm = Vm::new(
+        ticker::config(ClockKind::Virtual),
+        ticker::images(300),
+        Box::new(Keys::new(None)),
+        Box::new(NullSink),
+    )
+    .unwrap();
+    vm.hooks = hooks.clone();
+    let mut all = Vec::new();
+    let mut exit = vm.run_here(Some(end));
+    while exit != VmExit::Reached {
+        let here = vm.when().icount;
+        let (at, reason) = match exit {
+            VmExit::Breakpoint(at) => (here, Reason::Breakpoint(at)),
+            VmExit::Exception(e) => (here, Reason::Exception(e)),
+            VmExit::Watchpoint(hit) => (Icount(here.0 - 1), Reason::Watchpoint(hit)),
+            other => panic!("{other:?}"),
+        };
+        all.push((at, reason));
+        exit = if matches!(exit, VmExit::Watchpoint(_)) { vm.run_here(Some(end)) } else { vm.run(Some(end)) };
+    }
+    all.retain(|(at, _)| *at < end);
+    all
+}
+
+#[test]
+fn what_is_found_backwards_is_what_was_met_forwards() {
+    let end = Icount(4_000_000);
+    let watch = |addr, kind| Watch { addr, len: 4, kind };
+    let ticks = u64::from(ticker::TICKS);
+    // The timer's handler, by the address its gate holds.
+    let handler = {
+        let (mut vm, _) = live(Engine::Jit, 1 << 24);
+        vm.run(Some(Icount(100_000)));
+        let mut gate = [0; 8];
+        vm.sys.mem.read_phys(Gpa(u64::from(ticker::IDT) + 0x20 * 8), &mut gate);
+        u64::from(u16::from_le_bytes([gate[0], gate[1]]))
+            | u64::from(u16::from_le_bytes([gate[6], gate[7]])) << 16
+    };
+    let wanted: BTreeMap<&str, Hooks> = [
+        ("breakpoint", Hooks { breakpoints: [handler].into(), ..Hooks::default() }),
+        (
+            "write, physical",
+            Hooks {
+                watches: vec![watch(WatchAddr::Physical(Gpa(ticks)), WatchKind::Write)],
+                ..Hooks::default()
+            },
+        ),
+        (
+            "access, virtual",
+            Hooks {
+                watches: vec![watch(WatchAddr::Virtual(Gva(ticks + 12)), WatchKind::Access)],
+                ..Hooks::default()
+            },
+        ),
+        (
+            "both at once",
+            Hooks {
+                breakpoints: [handler].into(),
+                watches: vec![watch(WatchAddr::Virtual(Gva(ticks)), WatchKind::Read)],
+                ..Hooks::default()
+            },
+        ),
+        ("never", Hooks { breakpoints: [0x10].into(), stop_exceptions: 1 << vector::DE, ..Hooks::default() }),
+    ]
+    .into();
+    for engine in ENGINES {
+        let (mut vm, mut timeline) = live(engine, 64 << 20);
+        assert_eq!(timeline.run(&mut vm, Some(end)), VmExit::Reached);
+        for (name, hooks) in &wanted {
+            let all = stops(hooks, end);
+            assert_eq!(all.is_empty(), *name == "never");
+            let mut random = Random(9);
+            // From the head, then from hit to hit, then from anywhere.
+            let mut from = end;
+            for turn in 0..40 {
+                if turn % 8 == 0 {
+                    from = if turn == 0 { end } else { Icount(random.below(end.0)) };
+                    timeline.seek(&mut vm, from).unwrap();
+                }
+                vm.hooks = hooks.clone();
+                let found = timeline.reverse_continue(&mut vm).unwrap().map(|h| (h.at, h.reason));
+                let expected = all.iter().rev().find(|(at, _)| *at < from);
+                let point = |f: &(Icount, Reason)| (f.0, matches!(f.1, Reason::Watchpoint(_)));
+                assert_eq!(found.as_ref().map(point), expected.map(point), "{name}, from {from}");
+                from = vm.when().icount;
+                assert_eq!(from, found.map_or(Icount(0), |f| f.0), "{name}");
+                vm.hooks = Hooks::default();
+            }
+        }
+        // Forward again to the head, and to the end.
+        assert_eq!(timeline.run(&mut vm, Some(end)), VmExit::Reached);
+        assert!(!timeline.in_past(&vm));
+        let exit = timeline.run(&mut vm, None);
+        assert_eq!((exit, vm.when(), vm.state_hash()), straight());
+    }
+}
+
+#[test]
+fn the_last_writer_is_found_and_the_machine_stays_where_it_is() {
+    let (mut vm, mut timeline) = live(Engine::Jit, 64 << 20);
+    timeline.run(&mut vm, Some(Icount(3_000_000)));
+    let (before, hash) = (vm.when(), vm.state_hash());
+    let gpa = Gpa(u64::from(ticker::TICKS));
+    let at = timeline.last_write(&mut vm, gpa, 4).unwrap().unwrap();
+    assert_eq!((vm.when(), vm.state_hash()), (before, hash));
+    let word = |vm: &Vm| {
+        let mut b = [0; 4];
+        vm.sys.mem.read_phys(gpa, &mut b);
+        u32::from_le_bytes(b)
+    };
+    let now = word(&vm);
+    timeline.seek(&mut vm, at).unwrap();
+    assert_eq!(word(&vm), now - 1);
+    timeline.run(&mut vm, Some(at + 1));
+    assert_eq!(word(&vm), now);
+    // Code is written once, by the loader, before history begins.
+    assert_eq!(timeline.last_write(&mut vm, Gpa(0x10_0040), 4).unwrap(), None);
+}
