@@ -33,7 +33,8 @@ pub struct Stretch {
 /// Merges two ascending lists.
 fn merged<T: Ord + Copy>(a: &[T], b: &[T]) -> Vec<T> {
     let mut all = [a, b].concat();
-    all.sort_unstable();
+    // The stable sort finds that there are two runs.
+    all.sort();
     all.dedup();
     all
 }

@@ -19,15 +19,15 @@ use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_core::state::StateError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 use thiserror::Error;
 
-/// Instructions between two checkpoints at least, while the history grows.
-const INTERVAL: u64 = 1 << 24;
-/// ... and at most.
-const MAX_INTERVAL: u64 = 1 << 34;
-/// Share of the run's time that checkpoints may take: one part in so many.
-const SHARE: u32 = 64;
+/// Checkpoints of a growing history stand on multiples of so many instructions.
+const GRID: u64 = 1 << 24;
+/// Time between two of them at least: what going back to any point between them costs about.
+const APART: Duration = Duration::from_millis(80);
+/// Share of the run's time that they may take: one part in so many.
+const SHARE: u32 = 32;
 /// Instructions between two looks at whether to go on.
 const LOOK_EVERY: u64 = 1 << 22;
 /// Distances before a point gone to at which checkpoints are taken on the way: what is looked at next lies near.
@@ -63,6 +63,12 @@ struct Head {
 /// A way to run a machine.
 pub(crate) type Run = fn(&mut Vm, Option<Icount>) -> VmExit;
 
+/// What this thread has computed so far: neither the guest's idle time nor what else the host does counts.
+fn cpu_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
+
 /// Where a run's log comes from.
 enum Source {
     /// The run is live: inputs are recorded as they come.
@@ -85,10 +91,10 @@ pub struct Timeline {
     base: PageMap,
     open: Stretch,
     unpacker: Unpacker,
-    /// icount of the next checkpoint while the history grows, and the distance to the one after it.
+    /// When (by [`cpu_time`]) and where the last checkpoint of the growing history was taken, and where the next is due.
+    last: Duration,
+    grown: Icount,
     next: u64,
-    interval: u64,
-    last: Instant,
     /// The newest point known.
     newest: Icount,
     cancel: Arc<AtomicBool>,
@@ -132,9 +138,9 @@ impl Timeline {
             base: PageMap::new(vm.sys.mem.flags.len()),
             open: Stretch::begin(at),
             unpacker: Unpacker::new(),
+            last: cpu_time(),
+            grown: at,
             next: 0,
-            interval: INTERVAL,
-            last: Instant::now(),
             newest: at,
             cancel: Arc::default(),
         };
@@ -222,22 +228,18 @@ impl Timeline {
         self.open.add(&written, &vm.take_footprint());
     }
 
-    /// Takes a checkpoint because the history grows, and says when the next is due: so that they take a small part of the
-    /// time, whatever they cost.
+    /// Takes a checkpoint because the history grows, and decides when the next is due: so that going back is fast, and so
+    /// that they take a small part of the time, whatever they cost.
     fn grow(&mut self, vm: &mut Vm) {
-        let began = Instant::now();
-        let ran = began - self.last;
+        let began = cpu_time();
         self.capture(vm, false);
-        let took = began.elapsed();
-        if took * SHARE > ran {
-            self.interval = (self.interval * 2).min(MAX_INTERVAL);
-        } else if took * SHARE * 2 < ran {
-            self.interval = (self.interval / 2).max(INTERVAL);
-        }
-        self.last = Instant::now();
-        let here = vm.when().icount.0;
-        self.newest = self.newest.max(Icount(here));
-        self.next = (here / INTERVAL * INTERVAL).saturating_add(self.interval);
+        let (took, ran, here) =
+            (cpu_time().saturating_sub(began), began.saturating_sub(self.last), vm.when().icount);
+        let rate = here.0.saturating_sub(self.grown.0) as f64 / ran.as_secs_f64().max(1e-3);
+        let apart = (took * SHARE).max(APART).as_secs_f64() * rate;
+        (self.last, self.grown) = (cpu_time(), here);
+        self.newest = self.newest.max(here);
+        self.next = (here.0 / GRID + (apart / GRID as f64) as u64 + 1) * GRID;
     }
 
     fn grow_if_new(&mut self, vm: &mut Vm) {
@@ -255,8 +257,7 @@ impl Timeline {
             return self.newest.0;
         }
         if self.next <= here.0 {
-            self.next = (here.0 / INTERVAL * INTERVAL).saturating_add(self.interval);
-            self.last = Instant::now();
+            self.next = (here.0 / GRID + 1) * GRID;
         }
         self.next
     }
@@ -415,7 +416,6 @@ impl Timeline {
         vm.load_state(&head.state)?;
         (vm.sys.input, vm.sys.output) = (head.input, head.output);
         self.open = head.open;
-        self.last = Instant::now();
         Ok(())
     }
 
