@@ -139,6 +139,16 @@ pub struct RunArgs {
     /// Keeps the run's history in this file, to replay later
     #[arg(long, value_name = "FILE.rvt")]
     pub record: Option<PathBuf>,
+    /// Stores a checkpoint in the recording every so many instructions (K, M, G: powers of 1000), so that a replay can
+    /// begin anywhere at once; 128M if no number is given
+    #[arg(
+        long,
+        value_name = "EVERY",
+        num_args = 0..=1,
+        default_missing_value = "128M",
+        requires = "record"
+    )]
+    pub checkpoints: Option<String>,
     /// Serial port COM1: stdio, null, or file:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub serial: String,
@@ -226,6 +236,32 @@ pub enum TraceCommand {
         #[arg(value_name = "FILE.rvt")]
         trace: PathBuf,
         /// The packed trace; may be the same file
+        #[arg(short, long, value_name = "FILE.rvt")]
+        output: PathBuf,
+    },
+    /// The same trace with checkpoints, so that a replay can begin anywhere at once; replays it once
+    Checkpoint {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// Instructions between two checkpoints (K, M, G: powers of 1000), rounded up to hash points
+        #[arg(long, value_name = "N", default_value = "128M")]
+        every: String,
+        /// Writes to this file instead of replacing the trace
+        #[arg(short, long, value_name = "FILE.rvt")]
+        output: Option<PathBuf>,
+    },
+    /// A part of the trace as a trace of its own, which begins at a checkpoint; instructions keep their numbers
+    Trim {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// First point needed: an icount (the new trace begins at the last hash point up to there), or a guest time such
+        /// as 1.5s or 20ms; if not given, the beginning
+        #[arg(long, value_name = "POINT")]
+        from: Option<String>,
+        /// Last point needed; if not given, the end
+        #[arg(long, value_name = "POINT")]
+        to: Option<String>,
+        /// The new trace; may be the same file
         #[arg(short, long, value_name = "FILE.rvt")]
         output: PathBuf,
     },

@@ -108,6 +108,30 @@ pub fn history(s: &str) -> Result<u64> {
     })
 }
 
+/// Instructions between two checkpoints, as given to `flag`.
+pub fn every(flag: &str, s: &str) -> Result<u64> {
+    match count(s) {
+        Some(n) if n > 0 => Ok(n),
+        _ => {
+            bail!("{flag} {s}: not a number of instructions; give one with an optional K, M or G, as in 256M")
+        }
+    }
+}
+
+/// A number of instructions with an optional K, M or G suffix, powers of 1000. `None` if it is not that or overflows.
+fn count(s: &str) -> Option<u64> {
+    let s = s.trim();
+    let digits = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
+    let n: u64 = s[..digits].parse().ok()?;
+    n.checked_mul(match s[digits..].to_ascii_uppercase().as_str() {
+        "" => 1,
+        "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => return None,
+    })
+}
+
 /// A number with an optional K, M, G, T suffix; megabytes without one. `None` if it is not that or overflows.
 fn size(s: &str) -> Option<u64> {
     let s = s.trim();
@@ -157,6 +181,15 @@ mod tests {
         assert_eq!(memory("256").unwrap(), 256 << 20);
         assert_eq!(memory("2G").unwrap(), 2 << 30);
         assert_eq!(memory("1024k").unwrap(), 1 << 20);
+    }
+
+    #[test]
+    fn every_counts_instructions() {
+        assert_eq!(every("--every", "256M").unwrap(), 256_000_000);
+        assert_eq!(["1", "20k", "3G"].map(|s| every("", s).unwrap()), [1, 20_000, 3_000_000_000]);
+        for s in ["0", "", "M", "1T", "-1", "99999999999G", "1.5M"] {
+            assert!(every("--every", s).unwrap_err().to_string().starts_with("--every "), "{s}");
+        }
     }
 
     #[test]

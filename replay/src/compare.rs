@@ -1,20 +1,26 @@
 //! A machine built from a trace, run to the trace's end, and the proof that it was the same run.
 
-use crate::format::TraceError;
 use crate::format::end::{EndRecord, ExitReason};
 use crate::format::reader::{Cut, Ending, Trace};
+use crate::format::{Problem, TraceError};
+use crate::history::Checkpoint;
+use crate::keep::Keeper;
 use crate::lockstep::{Lockstep, Mismatch, Stride};
+use crate::log::Log;
 use crate::machine::Machine;
 use crate::mailbox::Mailbox;
+use crate::output::OutputDigest;
+use crate::pages::PageMap;
 use crate::play::{Difference, Divergence, PlayMonitor, Player};
-use crate::timeline::Timeline;
-use retrovisor_core::Icount;
+use crate::stored::StoredCheckpoints;
+use crate::timeline::{Timeline, TimelineError};
 use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::hash::StateHash;
-use retrovisor_core::input::When;
+use retrovisor_core::input::{Idle, InputPort, NoInput, Poll, Query, When};
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::{NullSink, OutputSink};
+use retrovisor_core::{GuestTime, Icount};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -32,6 +38,8 @@ pub enum VerifyError {
     Diverged { file: String, divergence: Divergence },
     #[error("{file}: interrupted at instruction {at}")]
     Interrupted { file: String, at: Icount },
+    #[error("{file}: {why}")]
+    Checkpoint { file: String, why: TimelineError },
     #[error("{file}: {mismatch}")]
     Lockstep { file: String, mismatch: Box<Mismatch> },
 }
@@ -80,13 +88,15 @@ pub struct Replay {
     /// Interrupts `vm.run` from other threads.
     pub mailbox: Arc<Mailbox>,
     trace: Arc<Trace>,
-    digest: crate::output::OutputDigest,
+    digest: OutputDigest,
     /// In lockstep: what the player of the machine that follows finds.
     follower: Option<PlayMonitor>,
+    /// What memory held where the replay began.
+    pages: PageMap,
 }
 
 impl Replay {
-    /// Builds the trace's machine; it stands before its first instruction. `output` is shown what the guest puts out.
+    /// Builds the trace's machine; it stands where the trace begins. `output` is shown what the guest puts out.
     ///
     /// # Errors
     /// If the trace's images are incomplete or damaged, or the machine cannot be built.
@@ -95,32 +105,55 @@ impl Replay {
         options: VerifyOptions,
         output: Box<dyn OutputSink>,
     ) -> Result<Self, VerifyError> {
+        Self::at(trace, options, output, None)
+    }
+
+    /// As [`Replay::new`], but the machine stands at a checkpoint of the run, if one is given.
+    ///
+    /// # Errors
+    /// As [`Replay::new`], or if the checkpoint is not what the trace recorded there.
+    pub fn at(
+        trace: &Arc<Trace>,
+        options: VerifyOptions,
+        output: Box<dyn OutputSink>,
+        from: Option<&Checkpoint>,
+    ) -> Result<Self, VerifyError> {
         let mailbox = Mailbox::new();
-        let player = Player::new(trace.clone(), Arc::clone(&mailbox));
-        let (monitor, digest) = (player.monitor(), player.digest());
-        let mut vm = machine(trace, player, output)?;
+        let Placed { mut vm, monitor, digest, pages } = place(trace, Arc::clone(&mailbox), output, from)?;
         (vm.engine, vm.jit_options) = (options.engine, options.jit);
         let (vm, follower) = match options.lockstep {
             None => (vm.into(), None),
             Some(stride) => {
-                let player = Player::new(trace.clone(), Mailbox::new());
-                let follower = player.monitor();
-                let reference = machine(trace, player, Box::new(NullSink))?;
-                let lockstep = Lockstep::new(&mut vm, reference, stride);
-                (Machine::in_lockstep(vm, lockstep), Some(follower))
+                let other = place(trace, Mailbox::new(), Box::new(NullSink), from)?;
+                let lockstep = Lockstep::new(&mut vm, other.vm, stride);
+                (Machine::in_lockstep(vm, lockstep), Some(other.monitor))
             }
         };
-        Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest, follower })
+        Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest, follower, pages })
     }
 
     /// Keeps a history of up to `budget` bytes (0: none), so that the machine can be moved in time.
     pub fn with_history(mut self, budget: u64) -> Self {
         if budget > 0 {
             let told = (self.monitor.clone(), self.digest.clone());
-            let (log, mailbox) = (self.trace.clone(), Arc::clone(&self.mailbox));
-            self.vm = self.vm.with_timeline(|vm| Timeline::replay(vm, log, mailbox, told, budget));
+            let (trace, mailbox, pages) = (self.trace.clone(), Arc::clone(&self.mailbox), self.pages.clone());
+            self.vm = self.vm.with_timeline(|vm| {
+                let mut timeline = Timeline::replay(vm, trace.clone(), mailbox, told, (pages, budget));
+                timeline.learn(StoredCheckpoints::new(&trace, vm.sys.mem.flags.len()));
+                timeline
+            });
         }
         self
+    }
+
+    /// The digest of what the guest has put out.
+    pub fn digest(&self) -> &OutputDigest {
+        &self.digest
+    }
+
+    /// Takes checkpoints of the machine, which has not run yet. A machine that does keeps no history.
+    pub fn keeper(&self) -> Keeper {
+        Keeper::holding(&self.vm, self.pages.clone())
     }
 
     /// The trace being replayed.
@@ -218,12 +251,89 @@ impl Replay {
     }
 }
 
-/// The trace's machine with a player of it.
-fn machine(trace: &Trace, player: Player, output: Box<dyn OutputSink>) -> Result<Vm, VerifyError> {
+/// Answers the one question a machine has when it is built.
+struct WallTime(u64);
+
+impl InputPort for WallTime {
+    fn poll(&mut self, now: When) -> Poll {
+        NoInput.poll(now)
+    }
+    fn next_poll(&self) -> Option<Icount> {
+        None
+    }
+    fn answer(&mut self, _now: When, query: Query) -> u64 {
+        if query == Query::BootWallTime { self.0 } else { 0 }
+    }
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
+        NoInput.idle(now, deadline)
+    }
+}
+
+/// A trace's machine with a player of the trace.
+struct Placed {
+    vm: Vm,
+    monitor: PlayMonitor,
+    digest: OutputDigest,
+    /// What memory holds, if it came from a checkpoint.
+    pages: PageMap,
+}
+
+/// Builds a trace's machine, and puts it where the trace begins or at the checkpoint `from`.
+fn place(
+    trace: &Arc<Trace>,
+    mailbox: Arc<Mailbox>,
+    output: Box<dyn OutputSink>,
+    from: Option<&Checkpoint>,
+) -> Result<Placed, VerifyError> {
     let (config, images) = trace.machine()?;
+    let player = Player::new(trace.clone(), Arc::clone(&mailbox));
+    let (monitor, digest) = (player.monitor(), player.digest());
     let output = Box::new(player.output(output));
-    Vm::new(config, images, Box::new(player), output)
-        .map_err(|why| VerifyError::Load { file: trace.name().to_owned(), why })
+    let input: Box<dyn InputPort> =
+        if trace.is_trimmed() { Box::new(WallTime(config.wall_time)) } else { Box::new(player) };
+    let load = |why| VerifyError::Load { file: trace.name().to_owned(), why };
+    let vm = Vm::new(config, images, input, output).map_err(load)?;
+    let pages = PageMap::new(vm.sys.mem.flags.len());
+    let mut placed = Placed { vm, monitor, digest, pages };
+    match from {
+        Some(from) => placed.restore(trace, mailbox, from)?,
+        None if trace.is_trimmed() => {
+            let keeper = Keeper::new(&placed.vm);
+            let mut stored = StoredCheckpoints::new(trace, placed.vm.sys.mem.flags.len());
+            let start = trace.start();
+            let missing = || trace.fail(Problem::NoStart { start: start.icount });
+            let first = stored.next(keeper.store()).ok().flatten().filter(|c| c.at == start);
+            let first = first.ok_or_else(missing)?;
+            placed.restore(trace, mailbox, &first).map_err(|_| missing())?;
+        }
+        None => {}
+    }
+    Ok(placed)
+}
+
+impl Placed {
+    fn restore(
+        &mut self,
+        trace: &Arc<Trace>,
+        mailbox: Arc<Mailbox>,
+        from: &Checkpoint,
+    ) -> Result<(), VerifyError> {
+        let (at, file) = (from.at.icount, || trace.name().to_owned());
+        let fail = |why| VerifyError::Checkpoint { file: file(), why };
+        Keeper::new(&self.vm).restore(&mut self.vm, from).map_err(fail)?;
+        self.digest.restore(from.output.clone());
+        self.pages = from.pages.clone();
+        if !from.proven {
+            let found = (self.vm.when(), self.vm.state_hash(), self.digest.value());
+            if trace.hash_at(at)? != Some(found) {
+                return Err(fail(TimelineError::WrongCheckpoint { at }));
+            }
+        }
+        let (monitor, digest) = (self.monitor.clone(), self.digest.clone());
+        monitor.begin(at);
+        self.vm.sys.input = Box::new(Player::resume(trace.clone(), mailbox, at, monitor, digest)?);
+        Ok(())
+    }
 }
 
 /// Replays `trace` from its first to its last instruction and compares everything it recorded. `progress` is called

@@ -45,6 +45,19 @@ impl Stretch {
         Self { from: from.0, ..Self::default() }
     }
 
+    /// What a trace says about the stretch that begins at `from`: the pages written, and the bits of the footprint's three
+    /// filters if they are known; all of them ascending.
+    pub fn told(from: Icount, written: Vec<u32>, touched: Option<[Vec<u16>; 3]>) -> Self {
+        let gap = touched.is_none();
+        let [fetched, accessed, frames] = touched.unwrap_or_default();
+        Self { from: from.0, gap, written, fetched, accessed, frames }
+    }
+
+    /// The bits of the three filters of a footprint: fetched, accessed, frames; `None` if part of them is not known.
+    pub fn touched(&self) -> Option<[Vec<u16>; 3]> {
+        (!self.gap).then(|| [self.fetched.clone(), self.accessed.clone(), self.frames.clone()])
+    }
+
     /// Adds what was written (slab pages) and touched.
     pub fn add(&mut self, written: &[usize], touched: &Footprint) {
         let pages: Vec<u32> = written.iter().map(|p| *p as u32).collect();
@@ -55,7 +68,7 @@ impl Stretch {
     }
 
     /// Goes back to where `earlier` begins.
-    fn extend_back(&mut self, earlier: &Self) {
+    pub fn extend_back(&mut self, earlier: &Self) {
         self.from = self.from.min(earlier.from);
         self.gap |= earlier.gap;
         self.written = merged(&self.written, &earlier.written);
@@ -122,6 +135,8 @@ pub struct Checkpoint {
     pub stretch: Stretch,
     /// Taken for the sake of the cursor, not of the history.
     pub dense: bool,
+    /// Taken from the machine; a checkpoint that a file holds is proven when its hash is the recorded one.
+    pub proven: bool,
 }
 
 impl Checkpoint {
@@ -202,6 +217,9 @@ impl History {
                 old.stretch = new.stretch;
             }
             old.dense &= new.dense;
+            if new.proven && !old.proven {
+                (old.state, old.pages, old.proven) = (new.state, new.pages, true);
+            }
             self.fixed += old.cost();
             return;
         }
@@ -212,6 +230,22 @@ impl History {
         self.fixed += new.cost();
         self.checkpoints.insert(at, new);
         self.thin(cursor);
+    }
+
+    /// The checkpoint at `icount` is what it claims to be.
+    pub fn prove(&mut self, icount: Icount) {
+        if let Some(c) = self.checkpoints.get_mut(&icount.0) {
+            c.proven = true;
+        }
+    }
+
+    /// Drops the checkpoint at `icount`, which could not be used, if it is not proven; false if it is.
+    pub fn distrust(&mut self, icount: Icount) -> bool {
+        let unproven = self.get(icount).is_some_and(|c| !c.proven);
+        if unproven {
+            self.remove(icount.0);
+        }
+        unproven
     }
 
     /// Drops a checkpoint; the stretch of the next one grows.

@@ -2,8 +2,10 @@
 
 use crate::format::end::ExitReason;
 use crate::format::reader::{Ending, Frame, Trace, parse_frame};
+use crate::format::record::What;
 use crate::format::{Problem, TraceError};
 use retrovisor_core::Icount;
+use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::When;
 use retrovisor_core::machine::config::MachineConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +36,27 @@ pub trait Log: Send + Sync {
     /// The error for frame `n` not beginning where the one before it ended.
     fn out_of_order(&self, n: usize) -> TraceError;
 
+    /// Where it begins: at power-on, or where a trace was trimmed.
+    fn start(&self) -> When {
+        When::default()
+    }
+
+    /// What is recorded of the hash point at `icount`: where it is, the state hash and the output digest.
+    ///
+    /// # Errors
+    /// As [`Log::frame`].
+    fn hash_at(&self, icount: Icount) -> Result<Option<(When, StateHash, u64)>, TraceError> {
+        for n in self.frame_at(icount)?.. {
+            let Some(frame) = self.frame(n)?.filter(|f| f.start.icount <= icount) else { break };
+            for record in frame.records {
+                if let (true, What::Hash { hash, output }) = (record.when.icount == icount, record.what) {
+                    return Ok(Some((record.when, hash, output)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The number of the first frame that ends at `icount` or after it.
     ///
     /// # Errors
@@ -57,6 +80,9 @@ impl Log for Trace {
     }
     fn frames(&self) -> usize {
         Trace::frames(self)
+    }
+    fn start(&self) -> When {
+        Trace::start(self)
     }
     fn end(&self) -> LogEnd {
         let (when, own, open) = match self.ending() {

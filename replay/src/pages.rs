@@ -5,6 +5,7 @@
 //! between two checkpoints is found by comparing pointers. A page is kept as it is at first, so that taking a checkpoint
 //! costs a copy; a thread of its own compresses it and merges pages with equal contents.
 
+use crate::format::TraceError;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -69,10 +70,21 @@ impl Drop for Packed {
     }
 }
 
+/// Where pages lie that are not in memory.
+pub trait PageSource: Send + Sync + std::fmt::Debug {
+    /// Copies the contents of page `n` out.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn read(&self, n: u64, out: &mut [u8; PAGE]) -> Result<(), TraceError>;
+}
+
 #[derive(Debug)]
 enum Data {
     Raw(Box<[u8; PAGE]>),
     Packed(Arc<Packed>),
+    /// Not in memory: page so-and-so of a source.
+    Stored(Arc<dyn PageSource>, u64),
     Dropped,
 }
 
@@ -88,17 +100,37 @@ impl Page {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Page `n` of `source`, read when it is needed; accounted for by `store`, where it takes nothing.
+    pub fn stored(store: &PageStore, source: Arc<dyn PageSource>, n: u64) -> Arc<Self> {
+        Arc::new(Self { data: Mutex::new(Data::Stored(source, n)), account: Arc::clone(&store.account) })
+    }
+
+    /// Its number in the source it lies in, if it does: who reads many reads them in this order.
+    pub fn place(&self) -> Option<u64> {
+        match &*self.lock() {
+            Data::Stored(_, n) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// Copies the contents out.
-    pub fn read(&self, unpacker: &mut Unpacker, out: &mut [u8; PAGE]) {
-        let packed = match &*self.lock() {
+    ///
+    /// # Errors
+    /// If they are in a file that cannot be read.
+    pub fn read(&self, unpacker: &mut Unpacker, out: &mut [u8; PAGE]) -> Result<(), TraceError> {
+        let (source, n) = match &*self.lock() {
             Data::Raw(bytes) => {
                 out.copy_from_slice(&bytes[..]);
-                return;
+                return Ok(());
             }
-            Data::Packed(p) => Arc::clone(p),
-            Data::Dropped => return,
+            Data::Packed(p) => {
+                unpacker.unpack(&p.bytes, out);
+                return Ok(());
+            }
+            Data::Stored(source, n) => (Arc::clone(source), *n),
+            Data::Dropped => return Ok(()),
         };
-        unpacker.unpack(&packed.bytes, out);
+        source.read(n, out)
     }
 }
 
@@ -174,7 +206,7 @@ impl Packer {
         // The contents of a page never change, so it is compressed without holding its lock.
         let raw = match &*page.lock() {
             Data::Raw(bytes) => bytes.clone(),
-            Data::Packed(_) | Data::Dropped => return,
+            Data::Packed(_) | Data::Stored(..) | Data::Dropped => return,
         };
         let Some(bytes) = self.compressor.as_mut().and_then(|c| c.compress(&raw[..]).ok()) else { return };
         if bytes.len() >= PAGE {
@@ -421,7 +453,7 @@ mod tests {
         for (map, model) in &past {
             let mut got = BTreeMap::new();
             map.each(&mut |n, page| {
-                page.read(&mut unpacker, &mut out);
+                page.read(&mut unpacker, &mut out).unwrap();
                 got.insert(n, (1..8).find(|s| contents(*s) == out).unwrap());
             });
             assert_eq!(got, *model);
@@ -435,7 +467,7 @@ mod tests {
                     walked.remove(&n);
                 }
                 Some(page) => {
-                    page.read(&mut unpacker, &mut out);
+                    page.read(&mut unpacker, &mut out).unwrap();
                     walked.insert(n, (1..8).find(|s| contents(*s) == out).unwrap());
                 }
             });

@@ -132,6 +132,11 @@ impl PlayMonitor {
         self.lock().poked
     }
 
+    /// The replay begins at a hash point that is known to be right.
+    pub(crate) fn begin(&self, at: Icount) {
+        self.lock().good = at;
+    }
+
     /// Notes a difference; the first one stays.
     pub fn diverge(&self, at: Icount, what: Difference) {
         let mut p = self.lock();

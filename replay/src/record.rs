@@ -10,6 +10,7 @@ use crate::format::record::{Record, What, split};
 use crate::format::writer::{FRAME_FULL, Frames, TraceWriter};
 use crate::log::Tape;
 use crate::output::{HashedOutput, OutputDigest};
+use crate::persist::Checkpointer;
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
 use retrovisor_core::loader::Images;
@@ -185,6 +186,29 @@ impl Recording {
     /// Writes what is pending up to `now`, an instruction boundary, so that the file can be replayed up to here.
     pub fn flush(&self, now: When) {
         self.lock().flush(now)
+    }
+
+    /// Stores a checkpoint every `every` instructions, which is a multiple of the hash interval, of a run that stands at `at`.
+    /// The timeline of the run offers them.
+    ///
+    /// # Errors
+    /// If the host has no thread to spare.
+    pub fn checkpointer(&self, every: u64, at: Icount) -> io::Result<Checkpointer> {
+        let to = self.clone();
+        Checkpointer::new(every, at, Box::new(move |chunk| to.append(&chunk)))
+    }
+
+    /// Writes a whole chunk, which is no frame.
+    fn append(&self, chunk: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.finished || state.failed.is_some() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let Some(writer) = &mut state.writer else { return Ok(()) };
+        writer.append(chunk).inspect_err(|e| {
+            let e = state.write_error(e);
+            state.fail(e);
+        })
     }
 
     /// Ends the recording: the run ended at `now` for `reason` with state `hash`. Later calls do nothing.

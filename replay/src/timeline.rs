@@ -6,12 +6,15 @@
 
 use crate::format::TraceError;
 use crate::history::{Checkpoint, History, Stretch};
+use crate::keep;
 use crate::log::Log;
 use crate::mailbox::Mailbox;
 use crate::output::{HashedOutput, OutputDigest};
-use crate::pages::{PAGE, PageMap, Unpacker};
+use crate::pages::{PageMap, Unpacker};
+use crate::persist::Checkpointer;
 use crate::play::{PlayMonitor, Player};
 use crate::record::Recording;
+use crate::stored::StoredCheckpoints;
 use retrovisor_core::Icount;
 use retrovisor_core::input::{InputPort, NoInput, When};
 use retrovisor_core::machine::vm::{Vm, VmExit};
@@ -44,6 +47,8 @@ pub enum TimelineError {
     Trace(#[from] TraceError),
     #[error("a checkpoint cannot be restored: {0}")]
     State(#[from] StateError),
+    #[error("the checkpoint at instruction {at} is not what was recorded there")]
+    WrongCheckpoint { at: Icount },
     #[error("the replay of the history differs from the run at instruction {at}")]
     Diverged { at: Icount },
     #[error("interrupted")]
@@ -97,6 +102,8 @@ pub struct Timeline {
     next: u64,
     /// The newest point known.
     newest: Icount,
+    /// Stores checkpoints in a recording.
+    checkpointer: Option<Checkpointer>,
     cancel: Arc<AtomicBool>,
 }
 
@@ -105,19 +112,38 @@ impl Timeline {
     /// `mailbox` is that of the live port. The history takes up to `budget` bytes.
     pub fn live(vm: &mut Vm, recording: Recording, mailbox: Arc<Mailbox>, budget: u64) -> Self {
         let (monitor, digest) = (PlayMonitor::default(), OutputDigest::default());
-        Self::new(vm, Source::Live(recording), mailbox, (monitor, digest), budget)
+        let pages = PageMap::new(vm.sys.mem.flags.len());
+        Self::new(vm, Source::Live(recording), mailbox, (monitor, digest), (pages, budget))
     }
 
     /// The timeline of a replay of `log` by a player that has `monitor` and `digest`; `vm` stands before its first
-    /// instruction.
+    /// instruction, or at a checkpoint, where memory holds `pages`.
     pub fn replay(
         vm: &mut Vm,
         log: Arc<dyn Log>,
         mailbox: Arc<Mailbox>,
         told: (PlayMonitor, OutputDigest),
-        budget: u64,
+        (pages, budget): (PageMap, u64),
     ) -> Self {
-        Self::new(vm, Source::Trace(log), mailbox, told, budget)
+        Self::new(vm, Source::Trace(log), mailbox, told, (pages, budget))
+    }
+
+    /// Learns the checkpoints that a trace holds, as far as they make sense; they are looked into when they are used.
+    pub fn learn(&mut self, mut stored: StoredCheckpoints) {
+        while let Ok(Some(checkpoint)) = stored.next(&self.history.store) {
+            self.history.insert(checkpoint, self.newest);
+        }
+    }
+
+    /// Has checkpoints of a live run stored in its recording.
+    pub fn store_checkpoints(&mut self, checkpointer: Checkpointer) {
+        self.next = self.next.min(checkpointer.next());
+        self.checkpointer = Some(checkpointer);
+    }
+
+    /// Returns when the checkpoints taken so far are stored; no more will be.
+    pub fn end_checkpoints(&mut self) {
+        self.checkpointer = None;
     }
 
     fn new(
@@ -125,7 +151,7 @@ impl Timeline {
         source: Source,
         mailbox: Arc<Mailbox>,
         (monitor, digest): (PlayMonitor, OutputDigest),
-        budget: u64,
+        (pages, budget): (PageMap, u64),
     ) -> Self {
         let at = vm.when().icount;
         let mut timeline = Self {
@@ -135,13 +161,14 @@ impl Timeline {
             mailbox,
             monitor,
             digest,
-            base: PageMap::new(vm.sys.mem.flags.len()),
+            base: pages,
             open: Stretch::begin(at),
             unpacker: Unpacker::new(),
             last: cpu_time(),
             grown: at,
             next: 0,
             newest: at,
+            checkpointer: None,
             cancel: Arc::default(),
         };
         timeline.grow(vm);
@@ -210,7 +237,11 @@ impl Timeline {
             output: digest.snapshot(),
             stretch,
             dense,
+            proven: true,
         };
+        if let (false, Some(checkpointer)) = (dense, &mut self.checkpointer) {
+            checkpointer.offer(&checkpoint);
+        }
         self.history.insert(checkpoint, at.icount);
         if let Some(known) = self.history.get(at.icount) {
             // The same contents: share its pages.
@@ -240,6 +271,7 @@ impl Timeline {
         (self.last, self.grown) = (cpu_time(), here);
         self.newest = self.newest.max(here);
         self.next = (here.0 / GRID + (apart / GRID as f64) as u64 + 1) * GRID;
+        self.heed_checkpointer();
     }
 
     fn grow_if_new(&mut self, vm: &mut Vm) {
@@ -258,8 +290,16 @@ impl Timeline {
         }
         if self.next <= here.0 {
             self.next = (here.0 / GRID + 1) * GRID;
+            self.heed_checkpointer();
         }
         self.next
+    }
+
+    /// What is to be stored has to be taken.
+    fn heed_checkpointer(&mut self) {
+        if let Some(checkpointer) = &self.checkpointer {
+            self.next = self.next.min(checkpointer.next());
+        }
     }
 
     // --- moving ---
@@ -412,48 +452,47 @@ impl Timeline {
     /// Puts the machine of a live run to the newest point.
     fn jump_to_head(&mut self, vm: &mut Vm) -> Result<(), TimelineError> {
         let Some(head) = self.head.take() else { return Ok(()) };
-        self.restore_memory(vm, &head.pages);
+        self.restore_memory(vm, &head.pages)?;
         vm.load_state(&head.state)?;
         (vm.sys.input, vm.sys.output) = (head.input, head.output);
         self.open = head.open;
         Ok(())
     }
 
-    /// Puts a machine in the past to a checkpoint.
+    /// Puts a machine in the past to a checkpoint. One from a file that turns out to be wrong is given up: then an earlier one
+    /// leads there.
     pub(crate) fn restore(&mut self, vm: &mut Vm, at: Icount) -> Result<(), TimelineError> {
+        match self.restore_exactly(vm, at) {
+            Err(e) if self.history.distrust(at) => {
+                let Some(earlier) = self.history.before(at).map(|c| c.at.icount) else { return Err(e) };
+                self.restore(vm, earlier)?;
+                self.play(vm, at)
+            }
+            done => done,
+        }
+    }
+
+    fn restore_exactly(&mut self, vm: &mut Vm, at: Icount) -> Result<(), TimelineError> {
         let Some(checkpoint) = self.history.get(at) else { return Err(self.too_early()) };
         let checkpoint = checkpoint.clone();
         let (log, mailbox) = (self.log(), Arc::clone(&self.mailbox));
         let player = Player::resume(log, mailbox, at, self.monitor.clone(), self.digest.clone())?;
-        self.restore_memory(vm, &checkpoint.pages);
+        self.restore_memory(vm, &checkpoint.pages)?;
         vm.load_state(&checkpoint.state)?;
+        if !checkpoint.proven {
+            let found = (vm.when(), vm.state_hash(), checkpoint.output.value());
+            if self.log().hash_at(at)? != Some(found) {
+                return Err(TimelineError::WrongCheckpoint { at });
+            }
+            self.history.prove(at);
+        }
         self.digest.restore(checkpoint.output);
         vm.sys.input = Box::new(player);
         self.open = Stretch::begin(at);
         Ok(())
     }
 
-    /// Gives memory the contents of `pages`: what differs from what it held, and what was written since.
-    fn restore_memory(&mut self, vm: &mut Vm, pages: &PageMap) {
-        let mut contents = [0; PAGE];
-        let unpacker = &mut self.unpacker;
-        let mut put = |n: usize, page: Option<&Arc<crate::pages::Page>>| {
-            match page {
-                Some(p) => p.read(unpacker, &mut contents),
-                None => contents.fill(0),
-            }
-            vm.restore_page(n, &contents);
-        };
-        self.base.diff(pages, &mut put);
-        for n in vm.take_written() {
-            let page = pages.get(n);
-            match page {
-                Some(p) => p.read(&mut self.unpacker, &mut contents),
-                None => contents.fill(0),
-            }
-            vm.restore_page(n, &contents);
-        }
-        vm.take_footprint();
-        self.base = pages.clone();
+    fn restore_memory(&mut self, vm: &mut Vm, pages: &PageMap) -> Result<(), TraceError> {
+        keep::restore_memory(vm, &mut self.base, pages, &mut self.unpacker)
     }
 }

@@ -99,6 +99,11 @@ impl Board {
         if state.done == state.total { state.clear() } else { state.draw() }
     }
 
+    /// Takes the status line away.
+    pub fn clear(&self) {
+        self.lock().clear()
+    }
+
     /// The worst verdict.
     pub fn verdict(&self) -> Result<Verdict> {
         let mut state = self.lock();

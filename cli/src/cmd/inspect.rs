@@ -80,14 +80,18 @@ fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn Out
 /// If a flag is wrong, or standard output cannot be written.
 pub fn verify(a: &VerifyArgs) -> Result<u8> {
     let options = config::engine(&a.engine)?;
-    let (out, err) = (Box::new(std::io::stdout()), Box::new(std::io::stderr()));
-    let board = Arc::new(Board::new(a.traces.len(), out, err, terminal_columns()));
+    let board = Arc::new(board(a.traces.len()));
     let watched = Arc::clone(&board);
     // Nothing is half done when a signal comes: no file, no terminal to give back.
     let _signals = Console::without_input(move |quit| {
         watched.interrupted(|| std::process::exit(quit.code().into()));
     })?;
     Ok(code(verifying::verify(&a.traces, options, a.jobs, &board)?))
+}
+
+/// Where the results on so many traces go.
+fn board(traces: usize) -> Board {
+    Board::new(traces, Box::new(std::io::stdout()), Box::new(std::io::stderr()), terminal_columns())
 }
 
 /// Width of the terminal that standard error is, if it is one.
@@ -106,9 +110,6 @@ pub fn trace(c: &TraceCommand) -> Result<u8> {
     match c {
         TraceCommand::Info { trace, json } => traces::info(trace, *json, out)?,
         TraceCommand::Events { trace, json, from, to, kind } => {
-            let point = |flag: &str, text: &Option<String>| -> Result<Option<traces::Point>> {
-                text.as_deref().map(|t| t.parse().map_err(|e| anyhow!("{flag}: {e}"))).transpose()
-            };
             let (from, to) = (point("--from", from)?, point("--to", to)?);
             traces::events(trace, &traces::Filter { from, to, kinds: kind.clone() }, *json, out)?;
         }
@@ -116,9 +117,27 @@ pub fn trace(c: &TraceCommand) -> Result<u8> {
             traces::export(trace, *format, output.as_deref(), out)?;
         }
         TraceCommand::Pack { trace, output } => traces::pack(trace, output, out)?,
+        TraceCommand::Checkpoint { trace, every, output } => {
+            let every = config::every("--every", every)?;
+            return Ok(code(traces::checkpoint(
+                trace,
+                every,
+                output.as_deref().unwrap_or(trace),
+                &board(1),
+            )?));
+        }
+        TraceCommand::Trim { trace, from, to, output } => {
+            let range = (point("--from", from)?, point("--to", to)?);
+            return Ok(code(traces::trim(trace, range, output, &board(1))?));
+        }
         TraceCommand::Unpack { trace, output } => traces::unpack(trace, output, out)?,
     }
     Ok(0)
+}
+
+/// A point as given to `flag`.
+fn point(flag: &str, text: &Option<String>) -> Result<Option<traces::Point>> {
+    text.as_deref().map(|t| t.parse().map_err(|e| anyhow!("{flag}: {e}"))).transpose()
 }
 
 const fn code(v: Verdict) -> u8 {

@@ -5,7 +5,7 @@ use crate::args::RunArgs;
 use crate::config;
 use crate::console::{Serial, SerialSink};
 use crate::exit;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use retrovisor_core::Icount;
 use retrovisor_core::input::NoInput;
 use retrovisor_core::loader::LoadError;
@@ -23,6 +23,10 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let engine = config::engine(&a.engine)?;
     let history = config::history(&a.debug.history)?;
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
+    let every = a.checkpoints.as_deref().map(|s| config::every("--checkpoints", s)).transpose()?;
+    if every.is_some() && (history == 0 || engine.lockstep.is_some()) {
+        bail!("--checkpoints needs the history, which --history 0 and --engine lockstep switch off");
+    }
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
     let sink: Box<dyn OutputSink> =
@@ -46,6 +50,11 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let mut vm = Machine::live(machine, images, engine, input, output).map_err(|e| name_file(e, a))?;
     if history > 0 {
         vm = vm.with_timeline(|vm| Timeline::live(vm, recording.clone(), mailbox.clone(), history));
+    }
+    if let (Some(every), Ok((timeline, vm))) = (every, vm.travel()) {
+        let every = every.div_ceil(vm.config.hash_interval).saturating_mul(vm.config.hash_interval);
+        let checkpointer = recording.checkpointer(every, vm.when().icount);
+        timeline.store_checkpoints(checkpointer.context("--checkpoints")?);
     }
     let around = Around {
         options: Options { freeze: a.debug.freeze, read_only: false },
@@ -82,6 +91,7 @@ fn finish(ended: &mut Ended, recording: &Recording, a: &RunArgs) -> Result<u8> {
         // What is recorded ends at the newest point, wherever the debugger left the machine.
         if let Ok((timeline, vm)) = vm.travel() {
             timeline.seek(vm, Icount(u64::MAX))?;
+            timeline.end_checkpoints();
         }
         // Said again if it stopped early: the line may be far up by now. A code of the guest's is worth more.
         if let Err(e) = recording.finish_vm(vm, reason(ended.exit)) {

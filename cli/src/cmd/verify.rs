@@ -25,9 +25,10 @@ impl Verdict {
     pub const fn of(error: &VerifyError) -> Self {
         match error {
             VerifyError::Diverged { .. } | VerifyError::Lockstep { .. } => Verdict::Diverged,
-            VerifyError::Trace(_) | VerifyError::Load { .. } | VerifyError::Interrupted { .. } => {
-                Verdict::Unusable
-            }
+            VerifyError::Trace(_)
+            | VerifyError::Load { .. }
+            | VerifyError::Checkpoint { .. }
+            | VerifyError::Interrupted { .. } => Verdict::Unusable,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! before it and the stored bytes), then the stored bytes. Little-endian.
 
 use super::varint::{Cursor, Malformed};
-use super::{MAX_FRAME, MAX_IMAGE_PIECE};
+use super::{MAX_CHECKPOINT, MAX_FRAME, MAX_IMAGE_PIECE, MAX_MAP, MAX_PAGES};
+use crate::pages::PAGE;
 use std::io::{self, Write};
 
 /// Bytes before a chunk's payload.
@@ -23,11 +24,25 @@ pub enum Kind {
     End,
     /// The file offset of the index; always the last chunk.
     Trailer,
+    /// Contents of up to [`MAX_PAGES`] pages of memory, for checkpoints.
+    Pages,
+    /// Which page holds what: a part of the checkpoint that follows.
+    Map,
+    /// A checkpoint, complete with the maps before it.
+    Checkpoint,
 }
 
 impl Kind {
-    const ALL: [(u8, Kind); 5] =
-        [(1, Kind::Image), (2, Kind::Frame), (3, Kind::Index), (4, Kind::End), (5, Kind::Trailer)];
+    const ALL: [(u8, Kind); 8] = [
+        (1, Kind::Image),
+        (2, Kind::Frame),
+        (3, Kind::Index),
+        (4, Kind::End),
+        (5, Kind::Trailer),
+        (6, Kind::Pages),
+        (7, Kind::Map),
+        (8, Kind::Checkpoint),
+    ];
 
     fn code(self) -> u8 {
         Self::ALL.iter().find(|k| k.1 == self).map_or(0, |k| k.0)
@@ -45,6 +60,9 @@ impl Kind {
             Kind::Index => 1 << 20,
             Kind::End => 256,
             Kind::Trailer => 8,
+            Kind::Pages => MAX_PAGES * PAGE,
+            Kind::Map => MAX_MAP,
+            Kind::Checkpoint => MAX_CHECKPOINT,
         }
     }
 }
@@ -117,6 +135,13 @@ fn compress(raw: &[u8], level: i32) -> io::Result<Vec<u8>> {
 
 /// Writes one chunk with a single `write_all`, compressed at `level` where that makes it smaller; returns its size.
 pub fn write(out: &mut dyn Write, kind: Kind, level: i32, raw: &[u8]) -> io::Result<u64> {
+    let bytes = encode(kind, level, raw)?;
+    out.write_all(&bytes)?;
+    Ok(bytes.len() as u64)
+}
+
+/// A whole chunk as bytes, compressed at `level` where that makes it smaller.
+pub fn encode(kind: Kind, level: i32, raw: &[u8]) -> io::Result<Vec<u8>> {
     let packed = compress(raw, level)?;
     let (codec, payload) = if packed.len() < raw.len() { (ZSTD, &packed[..]) } else { (RAW, raw) };
     let mut bytes = vec![kind.code(), codec, 0, 0];
@@ -127,8 +152,7 @@ pub fn write(out: &mut dyn Write, kind: Kind, level: i32, raw: &[u8]) -> io::Res
     h.update(payload);
     bytes.extend_from_slice(&h.finalize().to_le_bytes());
     bytes.extend_from_slice(payload);
-    out.write_all(&bytes)?;
-    Ok(bytes.len() as u64)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -163,7 +187,7 @@ mod tests {
         write(&mut out, Kind::Frame, 3, &[7; 5000]).unwrap();
         let good: [u8; 16] = out[..16].try_into().unwrap();
         assert!(Head::parse(&good).is_ok());
-        for (at, value) in [(0, 0), (0, 6), (1, 2), (2, 1), (7, 0xff), (11, 0xff)] {
+        for (at, value) in [(0, 0), (0, 9), (1, 2), (2, 1), (7, 0xff), (11, 0xff)] {
             let mut bad = good;
             bad[at] = value;
             assert!(Head::parse(&bad).is_err(), "byte {at}");

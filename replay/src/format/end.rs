@@ -111,8 +111,7 @@ impl EndRecord {
     /// Appends the record.
     pub fn put(&self, out: &mut Vec<u8>) {
         let Self { when, reason, hash, output } = self;
-        put(out, when.icount.0);
-        put(out, when.time.0);
+        put_point(out, *when);
         let (code, value) = reason.code();
         out.push(code);
         out.extend_from_slice(&value.to_le_bytes());
@@ -127,6 +126,12 @@ impl EndRecord {
         let reason = ExitReason::from_code(code, value).ok_or("its exit reason is unknown")?;
         Ok(Self { when, reason, hash: StateHash(c.u128()?), output: c.u64()? })
     }
+}
+
+/// Appends a point.
+pub(crate) fn put_point(out: &mut Vec<u8>, when: When) {
+    put(out, when.icount.0);
+    put(out, when.time.0);
 }
 
 /// Reads an absolute point: icount, then guest time.

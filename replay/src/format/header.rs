@@ -3,7 +3,7 @@
 
 use super::machine::{get_machine, put_machine};
 use super::varint::{Cursor, Malformed, put, put_bytes};
-use super::{MAGIC, MAX_HEADER, MAX_IMAGES, MAX_STRING, PREAMBLE, Problem, VERSION};
+use super::{MAGIC, MAX_HEADER, MAX_IMAGES, MAX_STRING, OLDEST, PREAMBLE, Problem, VERSION};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use xxhash_rust::xxh3::xxh3_128;
@@ -123,8 +123,8 @@ impl Header {
         c.array::<4>().map_err(cut)?;
         let found = c.u32().map_err(cut)?;
         match found {
-            VERSION => {}
-            1..VERSION => return Err(Problem::OldVersion { found }),
+            OLDEST..=VERSION => {}
+            1..OLDEST => return Err(Problem::OldVersion { found }),
             _ => return Err(Problem::Version { found }),
         }
         let (len, crc) = (c.u32().map_err(cut)?, c.u32().map_err(cut)?);
@@ -221,7 +221,7 @@ mod tests {
         bytes[4..8].copy_from_slice(&9u32.to_le_bytes());
         let e = parse(&bytes).unwrap_err();
         assert_eq!(e, Problem::Version { found: 9 });
-        assert!(e.to_string().contains("version 9") && e.to_string().contains("version 2"));
+        assert!(e.to_string().contains("version 9") && e.to_string().contains("versions 2 to 3"));
         bytes[4..8].copy_from_slice(&1u32.to_le_bytes());
         let e = parse(&bytes).unwrap_err();
         assert_eq!(e, Problem::OldVersion { found: 1 });

@@ -2,10 +2,12 @@
 //!
 //! `varint` numbers | `header` what stands first | `machine` the machine description | `chunk` framing, checksum
 //! and compression | `record` one input, delta-coded | `describe` as a line of text | `end` how a run ended |
-//! `writer` | `reader` | `stats` counts by kind | `pack` the same in fewer bytes.
+//! `checkpoint` a point of the run to begin at | `writer` | `reader` | `stats` counts by kind | `pack` the same in
+//! fewer bytes.
 //!
 //! The reader is fed hostile files: no length is trusted, every allocation has a bound from this file, nothing panics.
 
+pub mod checkpoint;
 pub mod chunk;
 pub mod describe;
 pub mod end;
@@ -18,12 +20,15 @@ pub mod stats;
 pub mod varint;
 pub mod writer;
 
+use retrovisor_core::Icount;
 use thiserror::Error;
 
 /// First bytes of every trace.
 pub const MAGIC: [u8; 4] = *b"RVT\x1a";
-/// The only version this build reads and writes.
-pub const VERSION: u32 = 2;
+/// The version this build writes, and the newest it reads.
+pub const VERSION: u32 = 3;
+/// The oldest version this build reads: it is the newest without checkpoints.
+pub const OLDEST: u32 = 2;
 /// Bytes before the header's body: magic, version, body length, body checksum.
 pub const PREAMBLE: u64 = 16;
 /// Largest header body: two strings of at most 64 KiB and a few small fields.
@@ -38,6 +43,14 @@ pub const MAX_IMAGES: u64 = 1 << 30;
 pub const MAX_FRAME: usize = 256 << 10;
 /// Longest byte string in one record; longer inputs are split.
 pub const MAX_RECORD_BYTES: usize = 32 << 10;
+/// Most pages whose contents are in one chunk.
+pub const MAX_PAGES: usize = 256;
+/// Largest part of a checkpoint's map.
+pub const MAX_MAP: usize = 256 << 10;
+/// Largest checkpoint, but for its pages and its map.
+pub const MAX_CHECKPOINT: usize = 1 << 20;
+/// Most checkpoints a reader looks at.
+pub const MAX_CHECKPOINTS: usize = 1 << 16;
 /// Largest icount and largest guest time in a trace, so that sums of them cannot overflow.
 pub const MAX_POINT: u64 = 1 << 62;
 
@@ -53,12 +66,12 @@ pub enum Problem {
     )]
     NotATrace,
     #[error(
-        "was written by an older version of Retrovisor (trace format version {found}, this build reads version \
-         {VERSION}): use the retrovisor that wrote it, or record again"
+        "was written by an older version of Retrovisor (trace format version {found}, this build reads versions \
+         {OLDEST} to {VERSION}): use the retrovisor that wrote it, or record again"
     )]
     OldVersion { found: u32 },
     #[error(
-        "has trace format version {found}, this build reads version {VERSION}: use the retrovisor that wrote it"
+        "has trace format version {found}, this build reads versions {OLDEST} to {VERSION}: use the retrovisor that wrote it"
     )]
     Version { found: u32 },
     #[error("ends inside its header: the recording was cut before it began, record again")]
@@ -69,6 +82,8 @@ pub enum Problem {
     ImageCut { image: &'static str, at: u64 },
     #[error("has a damaged {image} (its digest differs): restore the file from a good copy")]
     ImageDigest { image: &'static str },
+    #[error("begins at instruction {start}, but the checkpoint it begins with is missing or damaged")]
+    NoStart { start: Icount },
     #[error("is damaged at byte {at} ({why})")]
     Damaged { at: u64, why: String },
 }

@@ -5,7 +5,6 @@ use super::reader::{Ending, Trace};
 use super::writer::{Effort, Frames, TraceWriter};
 use super::{MAX_FRAME, TraceError};
 use crate::disk::TraceFile;
-use retrovisor_core::input::When;
 use std::io::{self, Write};
 use std::path::Path;
 use thiserror::Error;
@@ -44,8 +43,10 @@ pub fn pack(trace: &Trace, out: Box<dyn Write + Send>, file: &str) -> Result<u64
     let fail = |why| PackError::Write { file: file.to_owned(), why };
     let (_, images) = trace.machine()?;
     let mut writer = TraceWriter::with_header(out, trace.header(), &images, Effort::Most).map_err(fail)?;
-    let mut frames = Frames::new(trace.config(), When::default());
-    let mut at = When::default();
+    // A trimmed trace cannot do without its first checkpoint, wherever it is cut again.
+    trace.checkpoint_chunks(&mut |kind, raw| writer.checkpoint_chunk(kind, &raw))?.map_err(fail)?;
+    let mut at = trace.start();
+    let mut frames = Frames::new(trace.config(), at);
     for n in 0..trace.frames() {
         let Some(frame) = trace.frame(n)? else { break };
         if frame.start != at {

@@ -21,6 +21,9 @@ use std::path::Path;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
+mod checkpoints;
+use checkpoints::Checkpoints;
+
 /// Bytes that can be read at any offset.
 pub trait ReadAt: Send + Sync {
     /// Size in bytes.
@@ -115,11 +118,16 @@ pub struct Trace {
     /// File size when it was opened.
     size: u64,
     header: Header,
+    /// Format version of the file.
+    version: u32,
     /// Offset after the header.
     body: u64,
     images: Vec<Place>,
     frames: Vec<Place>,
+    checkpoints: Checkpoints,
     index: Vec<IndexEntry>,
+    /// Where the first frame begins.
+    start: When,
     ending: Ending,
 }
 
@@ -173,9 +181,22 @@ impl Trace {
         source.read_at(PREAMBLE, &mut bytes).map_err(io)?;
         let header = Header::from_body(&bytes, crc).map_err(fail)?;
         let ending = Ending::Cut(Cut { at: body, when: When::default(), damage: None });
-        let (images, frames, index) = (Vec::new(), Vec::new(), Vec::new());
-        let mut trace = Self { name, source, size, header, body, images, frames, index, ending };
+        let mut trace = Self {
+            name,
+            source,
+            size,
+            header,
+            version: first.get(4..8).map_or(0, |v| u32::from_le_bytes([v[0], v[1], v[2], v[3]])),
+            body,
+            images: Vec::new(),
+            frames: Vec::new(),
+            checkpoints: Checkpoints::default(),
+            index: Vec::new(),
+            start: When::default(),
+            ending,
+        };
         trace.scan()?;
+        trace.start = trace.frame(0).ok().flatten().map_or(When::default(), |f| f.start);
         Ok(Arc::new(trace))
     }
 
@@ -192,6 +213,18 @@ impl Trace {
     }
     pub fn config(&self) -> &MachineConfig {
         &self.header.machine
+    }
+    /// The file's format version.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+    /// Where the trace begins: at power-on, or, if it was trimmed, at its first checkpoint.
+    pub fn start(&self) -> When {
+        self.start
+    }
+    /// Was what came before [`Trace::start`] cut off?
+    pub fn is_trimmed(&self) -> bool {
+        self.start != When::default()
     }
     pub fn ending(&self) -> &Ending {
         &self.ending
@@ -291,6 +324,26 @@ impl Trace {
         }
     }
 
+    /// The chunks of images as they are in the file.
+    pub(crate) fn image_chunks(
+        &self,
+        f: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<io::Result<()>, TraceError> {
+        for place in &self.images {
+            let mut chunk = vec![0; HEAD as usize + place.head.stored as usize];
+            self.read(place.at, &mut chunk)?;
+            if let Err(e) = f(&chunk) {
+                return Ok(Err(e));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// The payload of frame `n`, uncompressed.
+    pub(crate) fn frame_payload(&self, n: usize) -> Result<Vec<u8>, TraceError> {
+        self.frames.get(n).map_or(Ok(Vec::new()), |place| self.payload(place))
+    }
+
     /// Bytes of frame `n` uncompressed.
     pub(crate) fn frame_raw(&self, n: usize) -> usize {
         self.frames.get(n).map_or(0, |p| p.head.raw as usize)
@@ -314,7 +367,7 @@ impl Trace {
         Records { trace: self, next, queue: Vec::new().into_iter() }
     }
 
-    fn fail(&self, problem: Problem) -> TraceError {
+    pub(crate) fn fail(&self, problem: Problem) -> TraceError {
         TraceError { file: self.name.clone(), problem }
     }
 
@@ -397,11 +450,14 @@ impl Trace {
         end: &mut Option<EndRecord>,
     ) -> Result<Result<(), Malformed>, TraceError> {
         match place.head.kind {
-            Kind::Image | Kind::Frame | Kind::End if end.is_some() => {
-                return Ok(Err("a chunk after the end record"));
-            }
+            Kind::Index | Kind::Trailer => {}
+            _ if end.is_some() => return Ok(Err("a chunk after the end record")),
+            _ => {}
+        }
+        match place.head.kind {
             Kind::Image => self.images.push(place),
             Kind::Frame => self.frames.push(place),
+            Kind::Pages | Kind::Map | Kind::Checkpoint => return Ok(self.checkpoints.take(place)),
             Kind::End => {
                 let parsed = self.payload(&place).map(|raw| EndRecord::get(&mut Cursor::new(&raw)));
                 match parsed {

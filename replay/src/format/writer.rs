@@ -132,15 +132,12 @@ impl TraceWriter {
 
     /// Writes `header` and the images it lists.
     pub fn with_header(
-        mut out: Box<dyn Write + Send>,
+        out: Box<dyn Write + Send>,
         header: &Header,
         images: &Images,
         effort: Effort,
     ) -> io::Result<Self> {
-        check_limits(header)?;
-        let bytes = header.to_bytes();
-        out.write_all(&bytes)?;
-        let mut at = bytes.len() as u64;
+        let mut writer = Self::without_images(out, header, effort)?;
         let present = present(images);
         for (n, info) in header.images.iter().enumerate() {
             let bytes = present.iter().find(|(role, _)| *role == info.role).map_or(&[][..], |i| i.1);
@@ -151,10 +148,35 @@ impl TraceWriter {
                 let mut raw = Vec::with_capacity(piece.len() + 1);
                 raw.push(n as u8);
                 raw.extend_from_slice(piece);
-                at += chunk::write(&mut out, Kind::Image, effort.images(), &raw)?;
+                writer.append(&chunk::encode(Kind::Image, effort.images(), &raw)?)?;
             }
         }
-        Ok(Self { out, effort, at, index: Vec::new() })
+        Ok(writer)
+    }
+
+    /// Writes `header`, which lists no image or whose images are appended by the caller.
+    pub(crate) fn without_images(
+        mut out: Box<dyn Write + Send>,
+        header: &Header,
+        effort: Effort,
+    ) -> io::Result<Self> {
+        check_limits(header)?;
+        let bytes = header.to_bytes();
+        out.write_all(&bytes)?;
+        Ok(Self { out, effort, at: bytes.len() as u64, index: Vec::new() })
+    }
+
+    /// Writes a whole chunk, which is no frame.
+    pub fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.out.write_all(chunk)?;
+        self.at += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Writes a chunk of a checkpoint.
+    pub fn checkpoint_chunk(&mut self, kind: Kind, raw: &[u8]) -> io::Result<()> {
+        self.at += chunk::write(&mut self.out, kind, self.effort.records(), raw)?;
+        Ok(())
     }
 
     /// Bytes written so far.

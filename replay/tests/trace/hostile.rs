@@ -236,7 +236,7 @@ fn test_not_a_trace_is_refused_by_what_it_is() {
     assert_eq!(problem(b""), Problem::Empty);
     assert_eq!(problem(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\0"), Problem::NotATrace);
     let mut bytes = record(7, ClockKind::Virtual, 100, false).bytes;
-    for (found, expected) in [(1, Problem::OldVersion { found: 1 }), (3, Problem::Version { found: 3 })] {
+    for (found, expected) in [(1, Problem::OldVersion { found: 1 }), (9, Problem::Version { found: 9 })] {
         bytes[4] = found;
         assert_eq!(problem(&bytes), expected);
     }

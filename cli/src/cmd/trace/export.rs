@@ -75,7 +75,7 @@ fn perfetto(trace: &Trace, out: &mut dyn Write) -> Result<()> {
         let order = object([("sort_index", (track as u64).to_string())]);
         emit(out, "thread_sort_index", "M", track as u64, vec![("args", order)])?;
     }
-    let mut last = When::default();
+    let mut last = trace.start();
     Filter::all().records(trace, &mut |r| {
         if matches!(r.what, What::Hash { .. }) {
             interval(out, last, r.when)?;

@@ -6,7 +6,6 @@ use crate::cmd::json::{Fields, array, object, quoted};
 use anyhow::Result;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::machine::config::MachineConfig;
-use retrovisor_replay::format::VERSION;
 use retrovisor_replay::format::describe::Seconds;
 use retrovisor_replay::format::header::ImageInfo;
 use retrovisor_replay::format::machine::cpu_name;
@@ -111,11 +110,15 @@ fn size_rows(trace: &Trace) -> [(&'static str, String); 3] {
 
 fn info_text(trace: &Trace, stats: &Stats) -> String {
     let header = trace.header();
-    let end = trace.ending().when();
     let mut rows = vec![
         (
             "trace",
-            format!("{}: format {VERSION}, written by {}", trace.name(), header.creator.escape_debug()),
+            format!(
+                "{}: format {}, written by {}",
+                trace.name(),
+                trace.version(),
+                header.creator.escape_debug()
+            ),
         ),
         ("machine", machine_text(&header.machine)),
         ("command line", header.cmdline.escape_debug().to_string()),
@@ -124,8 +127,10 @@ fn info_text(trace: &Trace, stats: &Stats) -> String {
         rows.push((image.role.name(), format!("{} bytes, xxh3 {:032x}", grouped(image.size), image.digest)));
     }
     rows.extend(size_rows(trace));
-    let duration = Seconds(end.time.0);
-    rows.push(("run", format!("{} instructions, {duration} of guest time", grouped(end.icount.0))));
+    if trace.checkpoints() > 0 {
+        rows.push(("checkpoints", checkpoints(trace)));
+    }
+    rows.push(("run", run(trace)));
     for (kind, k) in &stats.kinds {
         rows.push((kind, format!("{} in {} bytes before compression", grouped(k.count), grouped(k.bytes))));
     }
@@ -138,6 +143,26 @@ fn info_text(trace: &Trace, stats: &Stats) -> String {
     }
     rows.iter()
         .fold(String::new(), |text, (name, value)| text + format!("{name:<15} {value}").trim_end() + "\n")
+}
+
+/// The row on checkpoints.
+fn checkpoints(trace: &Trace) -> String {
+    let ((stored, raw), n) = (trace.checkpoint_bytes(), trace.checkpoints());
+    let (stored_text, raw_text, ratio) = (grouped(stored), grouped(raw), ratio(raw, stored));
+    format!("{n} in {stored_text} bytes, {raw_text} before compression ({ratio})")
+}
+
+/// The row on what was recorded.
+fn run(trace: &Trace) -> String {
+    let (start, end) = (trace.start(), trace.ending().when());
+    let insns = grouped(end.icount.0.saturating_sub(start.icount.0));
+    let duration = Seconds(end.time.0.saturating_sub(start.time.0));
+    let mut text = format!("{insns} instructions, {duration} of guest time");
+    if trace.is_trimmed() {
+        let (start, end) = (grouped(start.icount.0), grouped(end.icount.0));
+        let _ = write!(text, "; a part of a longer run, from instruction {start} to {end}");
+    }
+    text
 }
 
 fn ending_text(ending: &Ending) -> String {
@@ -191,7 +216,7 @@ pub fn header(trace: &Trace) -> Fields {
     let port = |(base, size): &(u16, u16)| object([("base", base.to_string()), ("size", size.to_string())]);
     let clock = if *clock == ClockKind::Host { "host" } else { "virtual" };
     vec![
-        ("format", VERSION.to_string()),
+        ("format", trace.version().to_string()),
         ("creator", quoted(&header.creator)),
         ("memory", memory.to_string()),
         ("vcpus", vcpus.to_string()),
@@ -225,6 +250,11 @@ fn info_json(trace: &Trace, stats: &Stats) -> String {
         ("image_raw_bytes", trace.image_raw_bytes().to_string()),
         ("record_bytes", trace.frame_bytes().to_string()),
         ("record_raw_bytes", trace.frame_raw_bytes().to_string()),
+        ("checkpoints", trace.checkpoints().to_string()),
+        ("checkpoint_bytes", trace.checkpoint_bytes().0.to_string()),
+        ("checkpoint_raw_bytes", trace.checkpoint_bytes().1.to_string()),
+        ("start_icount", trace.start().icount.0.to_string()),
+        ("start_guest_ns", trace.start().time.0.to_string()),
         ("frames", trace.frames().to_string()),
         ("indexed", trace.indexed().to_string()),
         ("instructions", end.icount.0.to_string()),

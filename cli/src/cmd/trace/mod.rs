@@ -4,11 +4,13 @@ mod events;
 mod export;
 mod info;
 mod pack;
+mod rewrite;
 
 pub use events::{Filter, Point, events};
 pub use export::export;
 pub use info::info;
 pub use pack::{pack, unpack};
+pub use rewrite::{checkpoint, trim};
 
 use anyhow::{Context, Result, bail};
 use retrovisor_replay::Trace;
