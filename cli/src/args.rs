@@ -36,10 +36,10 @@ pub enum Command {
     /// Runs the built-in guest: record it, verify the replay, and find its planted bug by going backwards
     Demo(DemoArgs),
     /// Runs a guest
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Replays a recorded run
     Replay(ReplayArgs),
-    /// Checks that traces replay with every state hash equal
+    /// Checks that traces replay with every state hash equal; one that does not is narrowed down to the instruction
     Verify(VerifyArgs),
     /// Shows what is in a trace
     #[command(subcommand)]
@@ -185,9 +185,15 @@ pub struct VerifyArgs {
     /// Traces to verify
     #[arg(value_name = "FILE.rvt", required = true)]
     pub traces: Vec<PathBuf>,
-    /// Traces verified at the same time, 0: one a CPU
+    /// Threads, 0: one a CPU. Each verifies a trace, or, if there are more threads than traces, a part of one between
+    /// checkpoints
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
+    /// A self-test: lets the replay go wrong, so that the divergence must be found and named. The instruction with this
+    /// icount leaves bit 0 of a register (rax to r15, rip, rflags, cr2, dr0 to dr3, mxcsr, xmm0 to xmm15; xmm15 if none is
+    /// given) or of a byte at a physical address flipped
+    #[arg(long, value_name = "ICOUNT[:REG|:ADDR]")]
+    pub mutate: Option<String>,
     #[command(flatten)]
     pub engine: EngineArgs,
 }

@@ -46,7 +46,7 @@ pub fn engine(a: &EngineArgs) -> Result<VerifyOptions> {
         (n, None) => Stride::Blocks(n.unwrap_or(1)),
     };
     if a.engine == "lockstep" {
-        return Ok(VerifyOptions { engine: Engine::Jit, jit, lockstep: Some(stride) });
+        return Ok(VerifyOptions { engine: Engine::Jit, jit, lockstep: Some(stride), mutation: None });
     }
     if a.step_blocks.is_some() || a.step_insns.is_some() {
         bail!(
@@ -55,7 +55,7 @@ pub fn engine(a: &EngineArgs) -> Result<VerifyOptions> {
         );
     }
     let engine = a.engine.parse().map_err(|e: String| anyhow!("--engine: {e}, or lockstep"))?;
-    Ok(VerifyOptions { engine, jit, lockstep: None })
+    Ok(VerifyOptions { engine, jit, lockstep: None, mutation: None })
 }
 
 /// Reads the images the flags name.
@@ -208,7 +208,7 @@ mod tests {
         };
         assert_eq!(of("jit", &[]).unwrap(), VerifyOptions::default());
         let jit = JitOptions { chain: false, sse: false, x87: false, ..JitOptions::default() };
-        let options = VerifyOptions { engine: Engine::Interp, jit, lockstep: None };
+        let options = VerifyOptions { engine: Engine::Interp, jit, lockstep: None, mutation: None };
         assert_eq!(of("interp", &["no-chain,no-sse", "no-x87"]).unwrap(), options);
         assert_eq!(of("lockstep", &[]).unwrap().lockstep, Some(Stride::Blocks(1)));
         assert!(of("tcg", &[]).unwrap_err().to_string().starts_with("--engine: "));

@@ -9,6 +9,7 @@ use crate::lockstep::{Lockstep, Mismatch, Stride};
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::mailbox::Mailbox;
+use crate::mutation::Mutation;
 use crate::output::OutputDigest;
 use crate::pages::PageMap;
 use crate::play::{Difference, Divergence, PlayMonitor, Player};
@@ -52,6 +53,8 @@ pub struct VerifyOptions {
     pub jit: JitOptions,
     /// A second machine, on the interpreter, follows the first and is compared with it this often.
     pub lockstep: Option<Stride>,
+    /// What is made to go wrong, to see that it is found.
+    pub mutation: Option<Mutation>,
 }
 
 /// How far a replay has come.
@@ -77,6 +80,8 @@ pub struct Report {
     pub reason: Option<ExitReason>,
     /// Where the trace is cut, if it is.
     pub cut: Option<Cut>,
+    /// A checkpoint that the trace holds is not what was recorded there.
+    pub wrong_checkpoint: bool,
 }
 
 /// A machine that replays a trace.
@@ -93,6 +98,7 @@ pub struct Replay {
     follower: Option<PlayMonitor>,
     /// What memory held where the replay began.
     pages: PageMap,
+    mutation: Option<Mutation>,
 }
 
 impl Replay {
@@ -129,7 +135,16 @@ impl Replay {
                 (Machine::in_lockstep(vm, lockstep), Some(other.monitor))
             }
         };
-        Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest, follower, pages })
+        Ok(Self {
+            vm,
+            monitor,
+            mailbox,
+            trace: Arc::clone(trace),
+            digest,
+            follower,
+            pages,
+            mutation: options.mutation,
+        })
     }
 
     /// Keeps a history of up to `budget` bytes (0: none), so that the machine can be moved in time.
@@ -154,6 +169,36 @@ impl Replay {
     /// Takes checkpoints of the machine, which has not run yet. A machine that does keeps no history.
     pub fn keeper(&self) -> Keeper {
         Keeper::holding(&self.vm, self.pages.clone())
+    }
+
+    /// As `vm.run`, with the mutation if it is on the way.
+    pub fn run(&mut self, until: Option<Icount>) -> VmExit {
+        let here = self.vm.when().icount;
+        let ahead = |m: &Mutation| m.seen() > here && until.is_none_or(|u| u >= m.seen());
+        if let Some(mutation) = self.mutation.filter(ahead) {
+            match self.vm.run(Some(mutation.seen())) {
+                VmExit::Reached => mutation.make(&mut self.vm),
+                exit => return exit,
+            }
+        }
+        self.vm.run(until)
+    }
+
+    /// Puts the machine back to a checkpoint that was taken of this run by `keeper`, or of another replay of the trace; what
+    /// its player found is forgotten. Not for machines in lockstep.
+    ///
+    /// # Errors
+    /// If the trace cannot be read there.
+    pub(crate) fn go_back(&mut self, keeper: &mut Keeper, to: &Checkpoint) -> Result<(), VerifyError> {
+        let file = || self.trace.name().to_owned();
+        keeper.restore(&mut self.vm, to).map_err(|why| VerifyError::Checkpoint { file: file(), why })?;
+        self.digest.restore(to.output.clone());
+        self.monitor = PlayMonitor::default();
+        self.monitor.begin(to.at.icount);
+        let (monitor, digest) = (self.monitor.clone(), self.digest.clone());
+        let (log, mailbox, at) = (self.trace.clone(), Arc::clone(&self.mailbox), to.at.icount);
+        self.vm.sys.input = Box::new(Player::resume(log, mailbox, at, monitor, digest)?);
+        Ok(())
     }
 
     /// The trace being replayed.
@@ -220,7 +265,7 @@ impl Replay {
             Ending::Complete(end) => (Some(end.reason), None),
             Ending::Cut(cut) => (None, Some(cut.clone())),
         };
-        Ok(Report { when, hashes: self.monitor.hashes(), hash, reason, cut })
+        Ok(Report { when, hashes: self.monitor.hashes(), hash, reason, cut, wrong_checkpoint: false })
     }
 
     fn compare_end(
@@ -351,7 +396,7 @@ pub fn verify(
     loop {
         let at = replay.vm.when().icount;
         progress(Progress { at, end, hashes: replay.monitor.hashes() });
-        let exit = replay.vm.run(Some(at + PROGRESS_EVERY));
+        let exit = replay.run(Some(at + PROGRESS_EVERY));
         if let Some(result) = replay.conclude(exit) {
             return result;
         }

@@ -198,7 +198,7 @@ impl Checkpointer {
             return;
         }
         self.next = (at.0 / self.every + 1) * self.every;
-        let Some((tx, _)) = self.thread.as_ref().filter(|_| at.0 % self.every == 0) else { return };
+        let Some((tx, _)) = self.thread.as_ref().filter(|_| at.0.is_multiple_of(self.every)) else { return };
         let stretch = std::mem::replace(&mut self.stretch, Stretch::begin(at));
         if let Err(TrySendError::Full(c)) = tx.try_send(Checkpoint { stretch, ..c.clone() }) {
             self.stretch = c.stretch;

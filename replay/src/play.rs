@@ -203,9 +203,11 @@ impl Player {
         let next_frame = log.frame_at(icount)?;
         let known = log.frame(next_frame)?.map_or_else(|| log.end().when, |f| f.start);
         let mut player = Self { next_frame, known, monitor, output, ..Self::new(log, mailbox) };
-        while player.more && player.known.icount < icount {
+        while player.more && (player.known.icount < icount || player.next_frame == 0) {
             player.read_frame();
-            player.queue.retain(|r| r.when.icount >= icount);
+            // What was asked when the machine was built is not asked again.
+            let asked = |r: &Record| matches!(r.what, What::Answer { query: Query::BootWallTime, .. });
+            player.queue.retain(|r| r.when.icount >= icount && !asked(r));
             player.events.retain(|e| *e >= icount);
         }
         Ok(player)

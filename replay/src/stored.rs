@@ -106,7 +106,8 @@ impl StoredCheckpoints {
             self.trace.fail(Problem::Damaged { at: self.trace.size(), why })
         };
         let interval = self.trace.config().hash_interval.max(1);
-        if self.from.is_some_and(|f| f >= stored.at.icount.0) || stored.at.icount.0 % interval != 0 {
+        if self.from.is_some_and(|f| f >= stored.at.icount.0) || !stored.at.icount.0.is_multiple_of(interval)
+        {
             return Err(bad("it is out of place"));
         }
         // The state begins with the icount.

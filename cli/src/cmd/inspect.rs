@@ -79,7 +79,9 @@ fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn Out
 /// # Errors
 /// If a flag is wrong, or standard output cannot be written.
 pub fn verify(a: &VerifyArgs) -> Result<u8> {
-    let options = config::engine(&a.engine)?;
+    let mutation =
+        a.mutate.as_deref().map(|m| m.parse().map_err(|e| anyhow!("--mutate: {e}"))).transpose()?;
+    let options = VerifyOptions { mutation, ..config::engine(&a.engine)? };
     let board = Arc::new(board(a.traces.len()));
     let watched = Arc::clone(&board);
     // Nothing is half done when a signal comes: no file, no terminal to give back.

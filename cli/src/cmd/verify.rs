@@ -4,7 +4,7 @@ use super::board::Board;
 use super::report;
 use anyhow::Result;
 use retrovisor_replay::compare::Progress;
-use retrovisor_replay::{Trace, VerifyError, VerifyOptions, verify as verify_trace};
+use retrovisor_replay::{Spread, Trace, VerifyError, VerifyOptions, bisect, spread, verify_spread};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,16 +33,18 @@ impl Verdict {
     }
 }
 
-/// `verify`: one line a trace, in the order given, by up to `jobs` threads (0: one a CPU).
+/// `verify`: one line a trace (more on one that diverged), in the order given, on up to `jobs` threads (0: one a CPU).
 ///
 /// # Errors
 /// If the lines cannot be written.
 pub fn verify(paths: &[PathBuf], options: VerifyOptions, jobs: usize, board: &Board) -> Result<Verdict> {
     let jobs = if jobs == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { jobs };
     let next = AtomicUsize::new(0);
+    // Threads that no trace of its own is left for help with the others.
+    let each = (jobs / paths.len().max(1)).max(1);
     let work = || {
         while let Some((n, path)) = paths.iter().enumerate().nth(next.fetch_add(1, Ordering::Relaxed)) {
-            let (line, verdict) = one(path, options, &mut |p| board.progress(n, path, p));
+            let (line, verdict) = one(path, options, each, &|p| board.progress(n, path, p));
             board.finish(n, line, verdict);
         }
     };
@@ -54,16 +56,47 @@ pub fn verify(paths: &[PathBuf], options: VerifyOptions, jobs: usize, board: &Bo
     board.verdict()
 }
 
-/// One trace: the line to print and the verdict.
-fn one(path: &Path, options: VerifyOptions, progress: &mut dyn FnMut(Progress)) -> (String, Verdict) {
-    let result = match Trace::open(path) {
-        Ok(trace) => verify_trace(&trace, options, progress),
-        Err(e) => Err(e.into()),
+/// One trace: what to print and the verdict.
+fn one(
+    path: &Path,
+    options: VerifyOptions,
+    jobs: usize,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> (String, Verdict) {
+    let trace = match Trace::open(path) {
+        Ok(trace) => trace,
+        Err(e) => return (e.to_string(), Verdict::Unusable),
     };
-    match result {
-        Ok(r) => (report::line(&path.display().to_string(), &r), Verdict::Exact),
-        Err(e) => (e.to_string(), Verdict::of(&e)),
+    let text = match verify_spread(&trace, options, jobs, progress) {
+        Ok(r) => {
+            let line = report::line(trace.name(), &r);
+            return (line + &remarks(&trace, options, jobs), Verdict::Exact);
+        }
+        Err(VerifyError::Diverged { file, divergence }) => {
+            let found = match bisect(&trace, options, &divergence) {
+                Ok(found) => found.to_string(),
+                Err(e) => format!("it cannot be narrowed down: {e}"),
+            };
+            format!("{file}: {divergence}\n{found}")
+        }
+        Err(e) => return (e.to_string(), Verdict::of(&e)),
+    };
+    (text, Verdict::Diverged)
+}
+
+/// What there is to say beside the result.
+fn remarks(trace: &Trace, options: VerifyOptions, jobs: usize) -> String {
+    let mut text = String::new();
+    if jobs > 1 && spread(trace, options) == Spread::One {
+        text.push_str("; on one thread: it holds no checkpoints (`trace checkpoint` adds them)");
     }
+    if let Some(mutation) = options.mutation {
+        text.push_str(&match mutation.at < trace.ending().when().icount {
+            true => format!("; {mutation} left no trace"),
+            false => format!("; it ends before instruction {}, so nothing was changed", mutation.at),
+        });
+    }
+    text
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ mod registers;
 mod report;
 
 pub use log::{Follower, InputLog, Leader};
-pub use report::Mismatch;
+pub(crate) use report::Scene;
+pub use report::{Mismatch, Names};
 
-use report::Scene;
 use retrovisor_core::Icount;
 use retrovisor_core::engine::Engine;
 use retrovisor_core::machine::vm::{Vm, VmExit};
@@ -161,7 +161,8 @@ impl Lockstep {
         if same {
             return Ok(exit);
         }
-        let scene = Scene { from: Icount(from), vcpu, before: &self.before, exits: (found, exit) };
+        let (names, from) = (Names::ENGINES, Icount(from));
+        let scene = Scene { names, from, vcpu, before: &self.before, exits: (found, exit) };
         let mut mismatch = scene.report(leader, &self.reference);
         mismatch.what.extend(self.log.as_ref().and_then(InputLog::stray));
         Err(Box::new(mismatch))

@@ -1,6 +1,7 @@
 //! The architectural registers of two vCPUs: whether they are the same, and, if not, both files side by side.
 //! A new field of a vCPU does not compile until it has a place here.
 
+use super::Names;
 use retrovisor_core::vcpu::fpu::Fpu;
 use retrovisor_core::vcpu::msr::Msrs;
 use retrovisor_core::vcpu::segment::{Segment, TableReg};
@@ -189,14 +190,14 @@ pub fn differing(a: &Vcpu, b: &Vcpu) -> Vec<String> {
 
 /// The register files before the step and after it on both sides: the main registers, and whatever else differs.
 /// Differences are marked with `<<`.
-pub fn table(before: Option<&Vcpu>, interp: &Vcpu, jit: &Vcpu, out: &mut String) {
+pub fn table(names: Names, before: Option<&Vcpu>, interp: &Vcpu, jit: &Vcpu, out: &mut String) {
     let before = before.map(registers);
     let line = |out: &mut String, cells: [&str; 5]| {
         let [name, a, b, c, mark] = cells;
         let text = format!("  {name:<14} {a:>20}  {b:>20}  {c:>20} {mark}");
         let _ = writeln!(out, "{}", text.trim_end());
     };
-    line(out, ["", "before", "interpreter", "translator", ""]);
+    line(out, ["", "before", names.reference, names.subject, ""]);
     for (n, (i, j)) in registers(interp).into_iter().zip(registers(jit)).enumerate() {
         let differs = i.value != j.value;
         if !i.main && !differs {
@@ -250,7 +251,7 @@ mod tests {
             assert!(!same(&a, &b), "{name}");
             assert_eq!(differing(&a, &b), [name]);
             let mut text = String::new();
-            table(Some(&a), &a, &b, &mut text);
+            table(Names::ENGINES, Some(&a), &a, &b, &mut text);
             let marked: Vec<&str> = text.lines().filter(|l| l.contains("<<")).collect();
             assert!(marked.len() == 1 && marked[0].trim_start().starts_with(name), "{text}");
         }

@@ -21,12 +21,26 @@ const MAX_PLACES: usize = 8;
 /// Bytes shown of each.
 const PLACE_BYTES: usize = 16;
 
-/// A difference between the translator and the interpreter.
+/// What the two machines are called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// The one that is right by definition.
+    pub reference: &'static str,
+    pub subject: &'static str,
+}
+
+impl Names {
+    /// In lockstep.
+    pub const ENGINES: Self = Self { reference: "interpreter", subject: "translator" };
+}
+
+/// A difference between two machines, in lockstep the translator and the interpreter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mismatch {
+    pub names: Names,
     /// Where the step began: the last point known to be the same.
     pub from: Icount,
-    /// Where the translator's machine stood when the difference was seen.
+    /// Where the subject (in lockstep the translator's machine) stood when the difference was seen.
     pub at: Icount,
     /// What differs, in a few words each.
     pub what: Vec<String>,
@@ -38,8 +52,9 @@ impl Mismatch {
     /// The difference in one line.
     pub fn headline(&self) -> String {
         let what = self.what.join(", ");
+        let Names { reference, subject } = self.names;
         format!(
-            "the translator differs from the interpreter after instructions {} to {}: {what}",
+            "the {subject} differs from the {reference} after instructions {} to {}: {what}",
             self.from, self.at
         )
     }
@@ -52,12 +67,13 @@ impl fmt::Display for Mismatch {
 }
 
 /// A step that went wrong.
-pub(super) struct Scene<'a> {
+pub(crate) struct Scene<'a> {
+    pub names: Names,
     pub from: Icount,
     /// The vCPU about to execute at `from`, and its state there.
     pub vcpu: usize,
     pub before: &'a Vcpu,
-    /// How the step ended on the interpreter and on the translator.
+    /// How the step ended on the reference and on the subject.
     pub exits: (VmExit, VmExit),
 }
 
@@ -65,7 +81,8 @@ impl Scene<'_> {
     /// Compares all there is, and describes it.
     pub fn report(&self, jit: &Vm, interp: &Vm) -> Mismatch {
         let at = Icount(jit.sys.icount);
-        let mut m = Mismatch { from: self.from, at, what: Vec::new(), details: String::new() };
+        let (names, what, details) = (self.names, Vec::new(), String::new());
+        let mut m = Mismatch { names, from: self.from, at, what, details };
         self.ends(jit, interp, &mut m);
         self.listing(jit, interp, &mut m.details);
         self.registers(jit, interp, &mut m);
@@ -82,17 +99,18 @@ impl Scene<'_> {
         let (b, cpu) = (jit.when(), self.before);
         let a = interp.when();
         if self.exits.0 != self.exits.1 {
-            m.what.push(format!("interpreter {:?}, translator {:?}", self.exits.0, self.exits.1));
+            let Names { reference, subject } = self.names;
+            m.what.push(format!("{reference} {:?}, {subject} {:?}", self.exits.0, self.exits.1));
         }
         if a.icount != b.icount {
-            m.what.push(format!("the interpreter stands at instruction {}", a.icount));
+            m.what.push(format!("the {} stands at instruction {}", self.names.reference, a.icount));
         } else if a.time != b.time {
             m.what.push(format!("guest time {} and {}", a.time, b.time));
         }
         if interp.current != jit.current {
             m.what.push(format!(
-                "vCPU {} is next on the interpreter, {} on the translator",
-                interp.current, jit.current
+                "vCPU {} is next on the {}, {} on the {}",
+                interp.current, self.names.reference, jit.current, self.names.subject
             ));
         }
         let (bits, cpl) = (cpu.mode.bits, cpu.mode.cpl);
@@ -135,7 +153,7 @@ impl Scene<'_> {
             }
             let before = (n == self.vcpu).then_some(self.before);
             let _ = writeln!(m.details, "registers of vCPU {n}:");
-            registers::table(before, i, j, &mut m.details);
+            registers::table(self.names, before, i, j, &mut m.details);
         }
     }
 }
@@ -183,6 +201,7 @@ fn gpa_of(mem: &Memory, page: usize) -> Option<Gpa> {
 fn memory(jit: &Vm, interp: &Vm, m: &mut Mismatch) {
     let (a, b) = (&interp.sys.mem.ram, &jit.sys.mem.ram);
     let pages = a.len().min(b.len()) >> 12;
+    let Names { reference, subject } = m.names;
     let (mut bytes, mut places, mut first) = (0usize, 0, None);
     let mut text = String::new();
     for page in (0..pages).filter(|p| a.page(*p) != b.page(*p)) {
@@ -202,7 +221,7 @@ fn memory(jit: &Vm, interp: &Vm, m: &mut Mismatch) {
             };
             first.get_or_insert(place.clone());
             let _ =
-                writeln!(text, "  {place}: interpreter {}  translator {}", hex(&x[n..end]), hex(&y[n..end]));
+                writeln!(text, "  {place}: {reference} {}  {subject} {}", hex(&x[n..end]), hex(&y[n..end]));
         }
     }
     if let Some(first) = first {
@@ -223,6 +242,7 @@ fn devices(jit: &Vm, interp: &Vm, m: &mut Mismatch) {
     if a == b {
         return;
     }
+    let Names { reference, subject } = m.names;
     let mut names = Vec::new();
     for (x, y) in parts(&a).into_iter().zip(parts(&b)) {
         if x != y && x.0 != "vcpu" {
@@ -230,7 +250,7 @@ fn devices(jit: &Vm, interp: &Vm, m: &mut Mismatch) {
             let shown = |v: &[u8]| hex(&v[at.min(v.len())..(at + PLACE_BYTES).min(v.len())]);
             let _ = writeln!(
                 m.details,
-                "saved state of {}, from byte {at}: interpreter {}  translator {}",
+                "saved state of {}, from byte {at}: {reference} {}  {subject} {}",
                 x.0,
                 shown(x.1),
                 shown(y.1)

@@ -40,7 +40,9 @@ impl Checkpoints {
             return Ok(());
         }
         match place.head.kind {
-            Kind::Pages if place.head.raw as usize % PAGE != 0 => return Err("pages that are not whole"),
+            Kind::Pages if !(place.head.raw as usize).is_multiple_of(PAGE) => {
+                return Err("pages that are not whole");
+            }
             Kind::Pages => self.pages.push((self.contents(), place)),
             Kind::Map => self.maps.push(place),
             _ => {
