@@ -139,6 +139,11 @@ fn set_up(a: &mut CodeAssembler) {
 
 /// Computes, reads the TSC, halts; counts timer ticks, echoes serial input; after `ticks` leaves by isa-debug-exit.
 pub fn guest(ticks: u32) -> Vec<u8> {
+    guest_over(ticks, 0x1_0000)
+}
+
+/// [`guest`] that computes in `bytes` (a power of two) of memory.
+fn guest_over(ticks: u32, bytes: i32) -> Vec<u8> {
     multiboot(|a| {
         set_up(a);
         let (mut again, mut inner) = (a.create_label(), a.create_label());
@@ -149,7 +154,7 @@ pub fn guest(ticks: u32) -> Vec<u8> {
         a.imul_3(esi, esi, 0x343fd).unwrap();
         a.add(esi, 0x26_9ec3).unwrap();
         a.mov(ebx, esi).unwrap();
-        a.and(ebx, 0xfffc).unwrap();
+        a.and(ebx, bytes - 4).unwrap();
         a.add(dword_ptr(ebx + 0x1b_0000), esi).unwrap();
         // Time is read in the middle of straight code, too, where no boundary follows by itself.
         let mut skip = a.create_label();
@@ -188,6 +193,11 @@ pub fn config(clock: ClockKind) -> MachineConfig {
 /// [`guest`], to be booted.
 pub fn images(ticks: u32) -> Images {
     Images { kernel: Some(guest(ticks)), kernel_name: "guest".into(), ..Images::default() }
+}
+
+/// The same with little memory in use.
+pub fn small_images(ticks: u32) -> Images {
+    Images { kernel: Some(guest_over(ticks, 0x100)), ..images(ticks) }
 }
 
 /// A generator of test cases: xorshift64.
