@@ -425,7 +425,12 @@ impl InputPort for Player {
         if self.monitor.poked() {
             return true;
         }
+        // A trace may be cut between what comes before a hash point and the hash.
+        let cut = self.end.open && !self.more && self.queue.is_empty() && now.icount >= self.end.when.icount;
         let Some(record) = record else {
+            if cut {
+                return true;
+            }
             self.diverge(now.icount, Difference::NoHash);
             return false;
         };

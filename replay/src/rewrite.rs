@@ -185,11 +185,11 @@ pub fn trim(
 ) -> Result<Rewritten, RewriteError> {
     let (first, last) = (trace.start().icount, trace.ending().when().icount);
     let range = |why| Err(RewriteError::Range { file: trace.name().to_owned(), why });
-    if from > to {
-        return range(format!("nothing lies between instructions {from} and {to}"));
-    }
     if from > last || to <= first {
         return range(format!("it has instructions {first} to {last}, not {from} to {to}"));
+    }
+    if from > to {
+        return range(format!("nothing lies between instructions {from} and {to}"));
     }
     let interval = trace.config().hash_interval;
     let begin = Icount(from.0 / interval * interval).max(first);

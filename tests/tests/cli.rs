@@ -221,12 +221,16 @@ fn traces_cut_anywhere_are_read_up_to_the_cut() {
     }
 }
 
-/// However damaged its file: a documented code, and no more than a line about it.
+/// However damaged its file: a documented code, and no more than a line about it, but for what a divergence is narrowed down
+/// to.
 #[track_caller]
 fn sane(done: &Done, what: &[&str]) {
     assert!(matches!(done.code, Some(0 | 2 | 4)), "{what:?}: {done:#?}");
     assert!(!done.stderr.contains("panicked"), "{what:?}: {}", done.stderr);
-    assert!(done.stderr.lines().count() <= 1, "{what:?}: {}", done.stderr);
+    let narrowed =
+        |l: &str| l.starts_with("the translator, the interpreter and a second run all do the same ");
+    let lines = done.stderr.lines().filter(|l| !narrowed(l)).count();
+    assert!(lines <= 1, "{what:?}: {}", done.stderr);
     if done.code == Some(2) {
         assert_eq!(done.stderr.lines().count(), 1, "{what:?}: {done:#?}");
     }
@@ -297,10 +301,10 @@ fn headers_that_lie_are_refused() {
 fn a_trace_of_another_machine_diverges() {
     let f = Folder::new();
     let path = f.file("other.rvt", &guest::with_header(&trace(), |h| h.machine.ns_per_insn = 2));
-    for command in ["verify", "replay"] {
-        let done = program::run(&[command, &path]);
-        assert_eq!(done.expect(4).stderr.lines().count(), 1, "{done:?}");
-    }
+    let done = program::run(&["replay", &path]);
+    assert_eq!(done.expect(4).stderr.lines().count(), 1, "{done:?}");
+    let done = program::run(&["verify", &path]);
+    assert!(done.expect(4).stderr.contains("\nthe translator, the interpreter and a second run"), "{done:?}");
 }
 
 #[test]

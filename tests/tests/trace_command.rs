@@ -143,6 +143,57 @@ fn a_packed_trace_verifies_alike_and_an_unpacked_one_has_its_images() {
 }
 
 #[test]
+fn a_trace_gets_checkpoints_is_trimmed_and_verifies_on_threads() {
+    let f = Folder::new();
+    let (path, part) = (f.file("a.rvt", &guest::trace()), f.path("part.rvt"));
+    let verify = |args: &[&str]| program::run(&[&["verify"], args].concat()).expect(0).stdout.clone();
+    let whole = verify(&[&path]);
+    let alone = verify(&["--jobs", "2", &path]);
+    assert!(alone.contains("on one thread: it holds no checkpoints"), "{alone}");
+    let made = program::run(&["trace", "checkpoint", &path, "--every", "20k"]);
+    assert!(made.expect(0).stdout.starts_with(&format!("{path}: ")), "{made:?}");
+    let trace = Trace::open(path.as_ref()).unwrap();
+    assert!(trace.checkpoints() > 1 && made.stdout.contains(&format!("{} checkpoints", trace.checkpoints())));
+    assert!(program::run(&["trace", "info", &path]).expect(0).stdout.contains("\ncheckpoints "));
+    assert_eq!([verify(&[&path]), verify(&["--jobs", "3", &path])], [whole.clone(), whole]);
+    program::run(&["trace", "trim", &path, "--from", "40000", "--to", "70000", "-o", &part]).expect(0);
+    let trimmed = Trace::open(part.as_ref()).unwrap();
+    assert_eq!((trimmed.start().icount.0, trimmed.ending().when().icount.0), (32768, 70000));
+    assert!(verify(&[&part]).contains("exact: 70000 instructions"));
+    let info = program::run(&["trace", "info", &part]).expect(0).stdout.clone();
+    assert!(info.contains("a part of a longer run, from instruction 32,768 to 70,000"), "{info}");
+    let events = |path: &str, args: &[&str]| {
+        program::run(&[&["trace", "events", "--kind", "all", path], args].concat()).expect(0).stdout.clone()
+    };
+    assert_eq!(events(&part, &[]), events(&path, &["--from", "32768", "--to", "70000"]));
+    // Recorded with checkpoints at once.
+    let (kernel, live) = (f.file("guest", &guest::exits(1)), f.path("live.rvt"));
+    let run = ["run", "--kernel", &kernel, "--isa-debug-exit", "--record", &live, "--checkpoints"];
+    program::run(&run).expect(3);
+    verify(&[&live]);
+}
+
+#[test]
+fn a_replay_that_goes_wrong_is_narrowed_down() {
+    let f = Folder::new();
+    let path = f.file("a.rvt", &guest::trace());
+    for engine in ["jit", "interp"] {
+        let done = program::run(&["verify", &path, "--engine", engine, "--mutate", "50001:0x300010"]);
+        let text = &done.expect(4).stderr;
+        for part in [
+            "a.rvt: diverged between instructions 49152 and 65536: the state hash",
+            "the first instruction that differs is number 50001: ",
+            "gpa 0x300010",
+            "agrees with the recording",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+    let late = program::run(&["verify", &path, "--mutate", "4000000000000"]);
+    assert!(late.expect(0).stdout.contains("so nothing was changed"), "{late:?}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_one_line() {
     let f = Folder::new();
     let (good, text) = (f.file("good.rvt", &guest::trace()), f.file("text", b"hello"));
@@ -163,6 +214,12 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["pack", &good, "-o", &text], "not a trace"),
         (&["pack", &good, "-o", "/dev/full"], "/dev/full: cannot be written: No space"),
         (&["pack", &text, "-o", &new], "not a Retrovisor trace"),
+        (&["checkpoint", &good, "--every", "0"], "--every 0: not a number of instructions"),
+        (&["checkpoint", &text], "not a Retrovisor trace"),
+        (&["checkpoint", &good, "-o", "/nonexistent/x"], "/nonexistent/x: cannot be written: No such file"),
+        (&["trim", &good, "--from", "9", "--to", "8", "-o", &new], "nothing lies between"),
+        (&["trim", &good, "--from", "1h", "-o", &new], "--from: `1h` is no point"),
+        (&["trim", &good, "--from", "999999999999", "-o", &new], "it has instructions 0 to"),
         (&["unpack", &good, "-o", dir], "not empty"),
         (&["unpack", &good, "-o", &text], "File exists"),
         (&["info", &old], "was written by an older version"),

@@ -4,8 +4,14 @@
 use crate::chaos::{record, replay};
 use crate::fake::mix;
 use retrovisor_core::clock::ClockKind;
+use retrovisor_core::input::When;
+use retrovisor_core::{GuestTime, Icount};
+use retrovisor_replay::format::checkpoint::{Contents, Entry, MapCoder, StoredCheckpoint};
+use retrovisor_replay::format::chunk::{Kind, encode};
 use retrovisor_replay::format::pack::pack;
+use retrovisor_replay::pages::{PAGE, PageStore, Unpacker};
 use retrovisor_replay::record::MemoryFile;
+use retrovisor_replay::stored::StoredCheckpoints;
 use retrovisor_replay::{Problem, Stats, Trace};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
@@ -51,6 +57,20 @@ fn exercise(bytes: Vec<u8>) {
     } else {
         assert!(Trace::from_bytes("packed", packed.bytes()).is_ok());
     }
+    for n in 0..trace.checkpoints() {
+        let _ = trace.checkpoint(n);
+        let mut last = None;
+        let _ = trace.checkpoint_map(n, &mut |entry| assert!(last.replace(entry.page) < Some(entry.page)));
+    }
+    for n in 0..16 {
+        let found = trace.contents_at(n).map(|(chunk, at)| (trace.contents(chunk), at));
+        assert!(found.is_none_or(|(c, at)| c.is_err() || c.is_ok_and(|c| c.len() >= (at + 1) * PAGE)));
+    }
+    let (mut stored, store) = (StoredCheckpoints::new(&trace, 1024), PageStore::default());
+    while let Ok(Some(c)) = stored.next(&store) {
+        let (mut unpacker, mut page) = (Unpacker::new(), [0; PAGE]);
+        c.pages.each(&mut |_, p| drop(p.read(&mut unpacker, &mut page)));
+    }
     for record in trace.records() {
         let Ok(record) = record else { break };
         assert!(!record.to_string().contains('\n'));
@@ -79,6 +99,52 @@ fn chunks(bytes: &[u8]) -> Vec<usize> {
         at += 16 + u32_at(at + 4);
     }
     all
+}
+
+/// A recording with checkpoints of a machine that is none.
+fn recorded(seed: u64, clock: ClockKind) -> Vec<u8> {
+    let bytes = record(seed, clock, 6000, false).bytes;
+    let end = chunks(&bytes).into_iter().find(|at| bytes[*at] == 4).unwrap();
+    let mut all = bytes[..end].to_vec();
+    let mut add = |kind, raw: &[u8]| all.extend(encode(kind, 1, raw).unwrap());
+    for n in 1..4u64 {
+        let contents = [mix(n), mix(n + 9)].map(|x| x.to_le_bytes().repeat(PAGE / 8));
+        add(Kind::Pages, &contents.concat());
+        let (mut coder, mut map) = (MapCoder::default(), Vec::new());
+        let first = Contents::Stored(2 * n - 2);
+        let entries = [(0, first), (5, Contents::Same), (6, Contents::Stored(1)), (900, Contents::Zeroes)];
+        entries.into_iter().for_each(|(page, contents)| coder.put(&mut map, Entry { page, contents }));
+        add(Kind::Map, &map);
+        let at = When { icount: Icount(512 * n), time: GuestTime(512 * n) };
+        let state = [&(512 * n).to_le_bytes()[..], &[7; 60]].concat();
+        let touched = Some([vec![1, 9], vec![], vec![77, 65_000]]);
+        let checkpoint = StoredCheckpoint { at, output: n, entries: 4, state, touched };
+        add(Kind::Checkpoint, &checkpoint.to_bytes().unwrap());
+    }
+    all.extend_from_slice(&bytes[end..]);
+    assert_eq!(Trace::from_bytes("good.rvt", all.clone()).unwrap().checkpoints(), 3);
+    all
+}
+
+#[test]
+fn test_checkpoints_come_out_as_they_went_in() {
+    let trace = Trace::from_bytes("good.rvt", recorded(11, ClockKind::Virtual)).unwrap();
+    let (mut stored, store) = (StoredCheckpoints::new(&trace, 1024), PageStore::default());
+    let (mut unpacker, mut page) = (Unpacker::new(), [0; PAGE]);
+    for n in 1..4u64 {
+        let c = stored.next(&store).unwrap().unwrap();
+        assert_eq!((c.at.icount.0, c.stretch.written()), (512 * n, &[0, 5, 6, 900][..]));
+        let mut seen = Vec::new();
+        c.pages.each(&mut |n, p| {
+            p.read(&mut unpacker, &mut page).unwrap();
+            seen.push((n, u64::from_le_bytes(page[8..16].try_into().unwrap())));
+        });
+        assert_eq!(seen, [(0, mix(n)), (6, mix(10))]);
+    }
+    assert!(stored.next(&store).unwrap().is_none());
+    // A machine with less memory has no such pages.
+    let mut small = StoredCheckpoints::new(&trace, 900);
+    assert!(small.next(&store).is_err());
 }
 
 /// Puts right the checksum of the header and of every chunk whose length still makes sense.
@@ -141,7 +207,7 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut u64) {
 }
 
 fn fuzz(clock: ClockKind, seed: u64, rounds: u64, fix: bool) {
-    let good = record(seed, clock, 6000, false).bytes;
+    let good = recorded(seed, clock);
     let places = chunks(&good);
     for round in 0..rounds {
         let mut rng = mix(seed << 32 | round);
@@ -174,14 +240,14 @@ fn test_mutations_with_right_checksums_never_panic() {
 #[test]
 fn test_mutated_records_never_panic() {
     for (clock, seed) in [(ClockKind::Virtual, 5), (ClockKind::Host, 6)] {
-        let good = record(seed, clock, 6000, false).bytes;
+        let good = recorded(seed, clock);
         let places = chunks(&good);
         for round in 0..1500u64 {
             let mut rng = mix(seed << 40 | round);
             let mut bytes = good[..places[0]].to_vec();
             for (n, &at) in places.iter().enumerate() {
                 let next = places.get(n + 1).copied().unwrap_or(good.len());
-                if good[at] != 2 || !mix(rng ^ n as u64).is_multiple_of(3) {
+                if ![2, 6, 7, 8].contains(&good[at]) || !mix(rng ^ n as u64).is_multiple_of(3) {
                     bytes.extend_from_slice(&good[at..next]);
                     continue;
                 }
@@ -192,7 +258,7 @@ fn test_mutated_records_never_panic() {
                     stored.to_vec()
                 };
                 mutate(&mut raw, &mut rng);
-                let mut head = vec![2, 0, 0, 0];
+                let mut head = vec![good[at], 0, 0, 0];
                 head.extend_from_slice(&(raw.len() as u32).to_le_bytes());
                 head.extend_from_slice(&(raw.len() as u32).to_le_bytes());
                 let mut h = crc32fast::Hasher::new();
