@@ -4,15 +4,17 @@
 //! trace ends), or in the *past*, where a player gives it what it heard then. Running forward from the past leads to the
 //! head and on. The state at an icount is the state on first arrival there, whichever way led there.
 
+use crate::branch::{Name, Parked};
 use crate::format::TraceError;
 use crate::history::{Checkpoint, History, Stretch};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
-use crate::output::{HashedOutput, OutputDigest};
+use crate::output::{HashedOutput, OutputDigest, OutputState};
 use crate::pages::{PAGE, PageMap, Unpacker};
 use crate::play::{PlayMonitor, Player};
-use crate::record::Recording;
+use crate::record::{RecordError, Recording};
 use retrovisor_core::Icount;
+use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{InputPort, NoInput, When};
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::{NullSink, OutputSink};
@@ -48,15 +50,19 @@ pub enum TimelineError {
     Diverged { at: Icount },
     #[error("interrupted")]
     Interrupted,
+    #[error("no branch: {0}")]
+    NoBranch(&'static str),
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
-/// The newest point of a live run, kept while the machine is elsewhere.
-struct Head {
-    input: Box<dyn InputPort>,
-    output: Box<dyn OutputSink>,
-    at: When,
+/// The newest point of a branch of a live run, kept while the machine is elsewhere.
+pub(crate) struct Head {
+    pub at: When,
     state: Vec<u8>,
     pages: PageMap,
+    pub hash: StateHash,
+    pub output: OutputState,
     open: Stretch,
 }
 
@@ -69,24 +75,24 @@ fn cpu_time() -> Duration {
     Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Where a run's log comes from.
-enum Source {
-    /// The run is live: inputs are recorded as they come.
-    Live(Recording),
-    /// The run is replayed from a trace.
-    Trace(Arc<dyn Log>),
-}
+/// What a live machine hears and what it says.
+type Doors = (Box<dyn InputPort>, Box<dyn OutputSink>);
 
 /// A machine's history and its place in it. Every method is given the one machine it belongs to.
 pub struct Timeline {
-    source: Source,
-    history: History,
+    /// The trace, if the machine is on the branch that replays one; otherwise it is on one that goes on live...
+    pub(crate) trace: Option<Arc<dyn Log>>,
+    /// ...and is recorded here.
+    pub(crate) recording: Recording,
+    pub(crate) history: History,
     /// `Some`: the machine of a live run is in the past.
-    head: Option<Box<Head>>,
-    mailbox: Arc<Mailbox>,
-    monitor: PlayMonitor,
+    pub(crate) head: Option<Box<Head>>,
+    /// Its doors at the head, while it is in the past.
+    pub(crate) doors: Option<Doors>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) monitor: PlayMonitor,
     /// The output of replays.
-    digest: OutputDigest,
+    pub(crate) digest: OutputDigest,
     /// What memory held when pages were last asked for, and what is known of the stretch before that.
     base: PageMap,
     open: Stretch,
@@ -96,8 +102,12 @@ pub struct Timeline {
     grown: Icount,
     next: u64,
     /// The newest point known.
-    newest: Icount,
+    pub(crate) newest: Icount,
     cancel: Arc<AtomicBool>,
+    pub(crate) name: Name,
+    pub(crate) parked: Vec<Parked>,
+    /// Number of the next branch.
+    pub(crate) next_branch: usize,
 }
 
 impl Timeline {
@@ -105,7 +115,7 @@ impl Timeline {
     /// `mailbox` is that of the live port. The history takes up to `budget` bytes.
     pub fn live(vm: &mut Vm, recording: Recording, mailbox: Arc<Mailbox>, budget: u64) -> Self {
         let (monitor, digest) = (PlayMonitor::default(), OutputDigest::default());
-        Self::new(vm, Source::Live(recording), mailbox, (monitor, digest), budget)
+        Self::new(vm, None, recording, mailbox, (monitor, digest), budget)
     }
 
     /// The timeline of a replay of `log` by a player that has `monitor` and `digest`; `vm` stands before its first
@@ -117,21 +127,25 @@ impl Timeline {
         told: (PlayMonitor, OutputDigest),
         budget: u64,
     ) -> Self {
-        Self::new(vm, Source::Trace(log), mailbox, told, budget)
+        let recording = Recording::unwritten(&vm.config);
+        Self::new(vm, Some(log), recording, mailbox, told, budget)
     }
 
     fn new(
         vm: &mut Vm,
-        source: Source,
+        trace: Option<Arc<dyn Log>>,
+        recording: Recording,
         mailbox: Arc<Mailbox>,
         (monitor, digest): (PlayMonitor, OutputDigest),
         budget: u64,
     ) -> Self {
         let at = vm.when().icount;
         let mut timeline = Self {
-            source,
+            trace,
+            recording,
             history: History::new(budget),
             head: None,
+            doors: None,
             mailbox,
             monitor,
             digest,
@@ -143,6 +157,9 @@ impl Timeline {
             next: 0,
             newest: at,
             cancel: Arc::default(),
+            name: Name { id: 1, parent: None },
+            parked: Vec::new(),
+            next_branch: 2,
         };
         timeline.grow(vm);
         timeline
@@ -156,18 +173,18 @@ impl Timeline {
 
     /// Is the machine in the past of a live run, or before the end of a trace?
     pub fn in_past(&self, vm: &Vm) -> bool {
-        match self.source {
-            Source::Live(_) => self.head.is_some(),
-            Source::Trace(_) => vm.when() < self.end(vm),
+        match &self.trace {
+            None => self.head.is_some(),
+            Some(log) => vm.when() < log.end().when,
         }
     }
 
     /// The newest point: the live head, or the end of the trace.
     pub fn end(&self, vm: &Vm) -> When {
-        match (&self.source, &self.head) {
-            (Source::Trace(log), _) => log.end().when,
-            (Source::Live(_), Some(head)) => head.at,
-            (Source::Live(_), None) => vm.when(),
+        match (&self.trace, &self.head) {
+            (Some(log), _) => log.end().when,
+            (None, Some(head)) => head.at,
+            (None, None) => vm.when(),
         }
     }
 
@@ -186,9 +203,9 @@ impl Timeline {
 
     /// The log of the run, complete up to the machine's point if that is the head.
     pub fn log(&self) -> Arc<dyn Log> {
-        match &self.source {
-            Source::Live(recording) => Arc::new(recording.tape().clone()),
-            Source::Trace(log) => Arc::clone(log),
+        match &self.trace {
+            None => Arc::new(self.recording.tape()),
+            Some(log) => Arc::clone(log),
         }
     }
 
@@ -199,10 +216,8 @@ impl Timeline {
         let at = vm.when();
         self.look_at_memory(vm);
         let stretch = std::mem::replace(&mut self.open, Stretch::begin(at.icount));
-        let digest = match (&self.source, &self.head) {
-            (Source::Live(recording), None) => recording.digest(),
-            _ => &self.digest,
-        };
+        let live = self.trace.is_none() && self.head.is_none();
+        let digest = if live { self.recording.digest() } else { &self.digest };
         let checkpoint = Checkpoint {
             at,
             state: vm.save_state().into(),
@@ -240,6 +255,12 @@ impl Timeline {
         (self.last, self.grown) = (cpu_time(), here);
         self.newest = self.newest.max(here);
         self.next = (here.0 / GRID + (apart / GRID as f64) as u64 + 1) * GRID;
+    }
+
+    /// The history of this branch grows from `at` on.
+    pub(crate) fn grow_from(&mut self, at: Icount) {
+        (self.newest, self.grown, self.next) = (at, at, 0);
+        self.last = cpu_time();
     }
 
     fn grow_if_new(&mut self, vm: &mut Vm) {
@@ -308,10 +329,10 @@ impl Timeline {
 
     fn seek_quietly(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
         let (here, end) = (vm.when().icount, self.end(vm).icount);
-        let to = match self.source {
-            Source::Live(_) if to >= end => return self.jump_to_head(vm),
-            _ => to.min(end),
-        };
+        if self.trace.is_none() && to >= end {
+            return self.jump_to_head(vm);
+        }
+        let to = to.min(end);
         let from = match self.history.before(to) {
             Some(c) => c.at.icount,
             None => return Err(self.too_early()),
@@ -388,25 +409,30 @@ impl Timeline {
 
     /// Before the machine of a live run goes to the past: keeps what is needed to go on from here.
     pub(crate) fn leave_head(&mut self, vm: &mut Vm) {
-        let Source::Live(recording) = &self.source else { return };
-        if self.head.is_some() {
+        if self.trace.is_some() || self.head.is_some() {
             return;
         }
         // The log says everything up to here, and a player asks for what is due here before it hears that it ends.
         vm.arrive();
         let at = vm.when();
-        recording.flush(at);
+        self.recording.flush(at);
+        let output = self.recording.digest().snapshot();
         self.newest = self.newest.max(at.icount);
+        let hash = vm.state_hash();
         self.look_at_memory(vm);
         self.head = Some(Box::new(Head {
-            input: std::mem::replace(&mut vm.sys.input, Box::new(NoInput)),
-            output: std::mem::replace(&mut vm.sys.output, Box::new(NullSink)),
             at,
             state: vm.save_state(),
             pages: self.base.clone(),
+            hash,
+            output,
             open: self.open.clone(),
         }));
-        vm.sys.output = Box::new(HashedOutput::new(NullSink, self.digest.clone()));
+        let output = Box::new(HashedOutput::new(NullSink, self.digest.clone()));
+        self.doors = Some((
+            std::mem::replace(&mut vm.sys.input, Box::new(NoInput)),
+            std::mem::replace(&mut vm.sys.output, output),
+        ));
     }
 
     /// Puts the machine of a live run to the newest point.
@@ -414,9 +440,17 @@ impl Timeline {
         let Some(head) = self.head.take() else { return Ok(()) };
         self.restore_memory(vm, &head.pages);
         vm.load_state(&head.state)?;
-        (vm.sys.input, vm.sys.output) = (head.input, head.output);
+        self.recording.digest().restore(head.output);
         self.open = head.open;
+        self.enter_live(vm);
         Ok(())
+    }
+
+    /// The machine hears and says what its host does again.
+    pub(crate) fn enter_live(&mut self, vm: &mut Vm) {
+        if let Some(doors) = self.doors.take() {
+            (vm.sys.input, vm.sys.output) = doors;
+        }
     }
 
     /// Puts a machine in the past to a checkpoint.
