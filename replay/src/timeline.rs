@@ -450,6 +450,7 @@ impl Timeline {
     pub(crate) fn enter_live(&mut self, vm: &mut Vm) {
         if let Some(doors) = self.doors.take() {
             (vm.sys.input, vm.sys.output) = doors;
+            vm.sys.input.resume(vm.when());
         }
     }
 

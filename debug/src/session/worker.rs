@@ -244,6 +244,9 @@ impl Worker {
             return Err(SessionError::NoVcpu(vcpu));
         }
         self.run += 1;
+        // Guest time does not pass while the guest is stopped.
+        let when = self.vm.when();
+        self.vm.sys.input.resume(when);
         self.state = State::Running { how, fresh: true };
         self.broadcast(Event::Running(self.run));
         Ok(self.run)
