@@ -206,6 +206,11 @@ impl SessionHandle {
         self.call(|w| w.pause())
     }
 
+    /// Does the machine have a history it can be moved in?
+    pub fn travels(&self) -> Result<bool, SessionError> {
+        self.call(|w| w.travels())
+    }
+
     /// Moves the machine to where it first arrived at `to`; answers the number of the run, as [`SessionHandle::resume`].
     pub fn seek(&self, to: Icount) -> Result<u64, SessionError> {
         self.resume(Resume::Seek { to })

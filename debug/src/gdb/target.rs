@@ -9,6 +9,7 @@ use crate::session::{Client, Resume, SessionError};
 use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{self as mt, MultiThreadBase, MultiThreadResume};
+use gdbstub::target::ext::base::reverse_exec::{ReverseContOps, ReverseStepOps};
 use gdbstub::target::ext::base::single_register_access::{SingleRegisterAccess, SingleRegisterAccessOps};
 use gdbstub::target::ext::breakpoints::BreakpointsOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
@@ -36,6 +37,12 @@ pub struct Debuggee {
     pub run: u64,
     /// Do not resume when asked to: the stub library is only being brought back to where it was.
     pub pretend: bool,
+    /// The machine has a history to go back in.
+    pub travels: bool,
+    /// The vCPU the last stop was about, which is meant where the client leaves the thread open.
+    pub stopped: usize,
+    /// The client leaves open which thread a reverse step is about.
+    pub any_thread: bool,
     pub software: BTreeSet<u64>,
     pub hardware: BTreeSet<u64>,
 }
@@ -43,8 +50,20 @@ pub struct Debuggee {
 impl Debuggee {
     pub fn new(client: Client) -> Result<Self, SessionError> {
         let vcpus = client.vcpus()?;
-        let (software, hardware) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { client, vcpus, selected: 0, action: None, run: 0, pretend: false, software, hardware })
+        let travels = client.travels()?;
+        Ok(Self {
+            client,
+            vcpus,
+            selected: 0,
+            action: None,
+            run: 0,
+            pretend: false,
+            travels,
+            stopped: 0,
+            any_thread: true,
+            software: BTreeSet::new(),
+            hardware: BTreeSet::new(),
+        })
     }
 
     /// The thread id of a vCPU.
@@ -60,6 +79,27 @@ impl Debuggee {
         }
         self.selected = vcpu;
         Ok(vcpu)
+    }
+
+    /// The vCPU to step; a thread that does not exist stands for the first.
+    pub fn existing(&self, tid: Tid) -> usize {
+        if tid.get() <= self.vcpus { tid.get() - 1 } else { 0 }
+    }
+
+    /// Resumes the machine.
+    pub fn start(&mut self, how: Resume) -> Result<(), SessionError> {
+        if self.pretend {
+            return Ok(());
+        }
+        match self.client.resume(how) {
+            Ok(run) => {
+                self.run = run;
+                Ok(())
+            }
+            // The event that says so is in the connection's queue; it becomes the stop reply.
+            Err(SessionError::Exited(_)) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     pub fn insert(&mut self, point: Point) -> TargetResult<bool, Self> {
@@ -221,19 +261,8 @@ impl ThreadExtraInfo for Debuggee {
 
 impl MultiThreadResume for Debuggee {
     fn resume(&mut self) -> Result<(), SessionError> {
-        if self.pretend {
-            return Ok(());
-        }
         let how = self.action.take().unwrap_or(Resume::Continue { until: None });
-        match self.client.resume(how) {
-            Ok(run) => {
-                self.run = run;
-                Ok(())
-            }
-            // The event that says so is in the connection's queue; it becomes the stop reply.
-            Err(SessionError::Exited(_)) => Ok(()),
-            Err(e) => Err(e),
-        }
+        self.start(how)
     }
 
     fn clear_resume_actions(&mut self) -> Result<(), SessionError> {
@@ -251,26 +280,27 @@ impl MultiThreadResume for Debuggee {
     fn support_range_step(&mut self) -> Option<mt::MultiThreadRangeSteppingOps<'_, Self>> {
         Some(self)
     }
+    fn support_reverse_step(&mut self) -> Option<ReverseStepOps<'_, Tid, Self>> {
+        if self.travels { Some(self) } else { None }
+    }
+    fn support_reverse_cont(&mut self) -> Option<ReverseContOps<'_, Tid, Self>> {
+        if self.travels { Some(self) } else { None }
+    }
     fn support_scheduler_locking(&mut self) -> Option<mt::MultiThreadSchedulerLockingOps<'_, Self>> {
         Some(self)
     }
 }
 
-/// The vCPU to step; one that does not exist steps the first.
-fn stepped(tid: Tid, vcpus: usize) -> usize {
-    if tid.get() <= vcpus { tid.get() - 1 } else { 0 }
-}
-
 impl mt::MultiThreadSingleStep for Debuggee {
     fn set_resume_action_step(&mut self, tid: Tid, _signal: Option<Signal>) -> Result<(), SessionError> {
-        self.action = Some(Resume::Step { vcpu: stepped(tid, self.vcpus) });
+        self.action = Some(Resume::Step { vcpu: self.existing(tid) });
         Ok(())
     }
 }
 
 impl mt::MultiThreadRangeStepping for Debuggee {
     fn set_resume_action_range_step(&mut self, tid: Tid, start: u64, end: u64) -> Result<(), SessionError> {
-        self.action = Some(Resume::StepRange { vcpu: stepped(tid, self.vcpus), start, end });
+        self.action = Some(Resume::StepRange { vcpu: self.existing(tid), start, end });
         Ok(())
     }
 }

@@ -249,6 +249,10 @@ impl Worker {
         Ok(self.run)
     }
 
+    pub(super) fn travels(&self) -> bool {
+        self.vm.timeline().is_some()
+    }
+
     pub(super) fn pause(&mut self) {
         if let Some(t) = self.vm.timeline() {
             // It asked to end what has ended.
