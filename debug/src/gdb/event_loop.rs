@@ -95,13 +95,14 @@ pub fn serve(
         Ok(Message::Bytes(bytes)) => bytes,
         _ => return Ok(Ended::Silent),
     };
+    let moves = post.clone();
     let sink = Box::new(move |event: &Event| post.send(Message::Event(*event)).is_ok());
     let client = session.attach(Role::Debugger, sink)?;
     client.pause()?;
     let mut conn = Conn {
         out,
         outbox: Outbox::default(),
-        target: Debuggee::new(client)?,
+        target: Debuggee::new(client, moves)?,
         machine: None,
         framer: Framer::default(),
         ack: true,
@@ -362,7 +363,7 @@ impl<W: Write> Conn<W> {
             StopReason::Frozen | StopReason::Step | StopReason::Breakpoint(_) | StopReason::Paused => true,
             _ => false,
         };
-        if own_words {
+        if own_words || self.target.shown == Some(stop.run) {
             return Ok(None);
         }
         let (vcpu, pc) = (stop.vcpu, stop.pc);
@@ -386,7 +387,9 @@ impl<W: Write> Conn<W> {
                 None => Reason::SignalWithThread { tid, signal: Signal::SIGTRAP },
             },
             StopReason::HistoryStart if travels => Reason::ReplayLog { tid: Some(tid), pos: Begin },
-            StopReason::TraceEnded if travels => Reason::ReplayLog { tid: Some(tid), pos: End },
+            StopReason::TraceEnded | StopReason::Ended(_) if travels => {
+                Reason::ReplayLog { tid: Some(tid), pos: End }
+            }
             reason => Reason::SignalWithThread { tid, signal: signal(reason) },
         }
     }

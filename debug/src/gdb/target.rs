@@ -1,11 +1,14 @@
 //! What the stub library asks of a machine, answered by the session. One thread a vCPU: thread id = index + 1.
 
+use super::event_loop::Message;
 use super::registers::{Arch, RegId, Registers};
 use crate::breakpoints::Point;
 use crate::inspect::Inspect;
 use crate::monitor;
 use crate::registers::{self, REGISTERS};
-use crate::session::{Client, Resume, SessionError};
+use crate::session::{Answer, Client, Resume, SessionError};
+use crate::stop::{Event, StopReason};
+use crate::travel;
 use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{self as mt, MultiThreadBase, MultiThreadResume};
@@ -17,6 +20,13 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use gdbstub::target::{Target, TargetError, TargetResult};
 use retrovisor_core::Gva;
 use std::collections::BTreeSet;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// How long a command's answer waits for the machine to arrive where the command sends it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for what is only looked at.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Error numbers gdb shows ("E0e").
 mod errno {
@@ -43,12 +53,18 @@ pub struct Debuggee {
     pub stopped: usize,
     /// The client leaves open which thread a reverse step is about.
     pub any_thread: bool,
+    /// Ways to the connection's queue.
+    post: Sender<Message>,
+    /// A command moved the machine, and gdb has not been told by a stop.
+    moved: bool,
+    /// The run whose stop the command's answer told.
+    pub shown: Option<u64>,
     pub software: BTreeSet<u64>,
     pub hardware: BTreeSet<u64>,
 }
 
 impl Debuggee {
-    pub fn new(client: Client) -> Result<Self, SessionError> {
+    pub fn new(client: Client, post: Sender<Message>) -> Result<Self, SessionError> {
         let vcpus = client.vcpus()?;
         let travels = client.travels()?;
         Ok(Self {
@@ -61,6 +77,9 @@ impl Debuggee {
             travels,
             stopped: 0,
             any_thread: true,
+            post,
+            moved: false,
+            shown: None,
             software: BTreeSet::new(),
             hardware: BTreeSet::new(),
         })
@@ -86,9 +105,41 @@ impl Debuggee {
         if tid.get() <= self.vcpus { tid.get() - 1 } else { 0 }
     }
 
+    /// A command moves the machine, which gdb knows nothing of: waits a little for it to arrive, and tells where it is.
+    fn moved(&mut self, run: u64) -> Result<String, SessionError> {
+        (self.moved, self.run) = (true, run);
+        let stop = match self.client.wait_for_stop(run, PATIENCE) {
+            Ok(Some(stop)) => stop,
+            Ok(None) => return Ok("still on the way: `continue` waits for it, Ctrl-C then stops it\n".into()),
+            Err(SessionError::Exited(exit)) => return Ok(format!("{exit}\n")),
+            Err(e) => return Err(e),
+        };
+        self.shown = Some(run);
+        let (pc, insn) = self.client.inspect(move |m| travel::instruction(m, stop.vcpu))?;
+        let why = match stop.reason {
+            StopReason::Reached => String::new(),
+            reason => format!("{reason}\n"),
+        };
+        let sync = "gdb sees it after `stepi`, which this time does nothing else\n";
+        Ok(format!("{why}{}\n  {:#x}  {insn}\n{sync}", monitor::point(stop.when), pc.0))
+    }
+
+    /// Answers a resumption with the stop a command led to, if one did that gdb has not seen.
+    fn answer_with_move(&mut self) -> Result<bool, SessionError> {
+        if !std::mem::take(&mut self.moved) {
+            return Ok(false);
+        }
+        // If the machine is still on its way, the stop will come by itself.
+        if let Some(event @ Event::Stopped(_)) = self.client.state_within(AT_ONCE)? {
+            // The connection is over if nobody listens.
+            let _ = self.post.send(Message::Event(event));
+        }
+        Ok(true)
+    }
+
     /// Resumes the machine.
     pub fn start(&mut self, how: Resume) -> Result<(), SessionError> {
-        if self.pretend {
+        if self.pretend || self.answer_with_move()? {
             return Ok(());
         }
         match self.client.resume(how) {
@@ -317,7 +368,8 @@ impl MonitorCmd for Debuggee {
         let line = String::from_utf8_lossy(cmd).into_owned();
         let vcpu = self.selected;
         let text = match self.client.monitor(vcpu, line)? {
-            Ok(text) => text,
+            Ok(Answer { text, run: None }) => text,
+            Ok(Answer { text, run: Some(run) }) => text + &self.moved(run)?,
             Err(why) => format!("{why}\n"),
         };
         out.write_raw(text.as_bytes());
