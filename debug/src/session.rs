@@ -395,3 +395,5 @@ impl Drop for Client {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod travel_tests;

@@ -57,6 +57,8 @@ pub enum StopReason {
     TraceEnded,
     /// The history begins here: nothing before it was kept.
     HistoryStart,
+    /// What was looked for is not in the history; the machine stands where it stood.
+    NotFound,
     /// The state hash differs from the recorded one.
     Diverged,
     /// Every vCPU is halted and nothing can wake it.
@@ -147,6 +149,7 @@ impl fmt::Display for StopReason {
             StopReason::Paused => f.write_str("paused"),
             StopReason::Reached => f.write_str("the icount asked for is reached"),
             StopReason::TraceEnded => f.write_str("the trace ends here"),
+            StopReason::NotFound => f.write_str("there is none in the history before this point"),
             StopReason::HistoryStart => f.write_str("the history begins here"),
             StopReason::Diverged => f.write_str("the replay differs from the recording"),
             StopReason::Dead => f.write_str("every vCPU is halted and nothing can wake it"),

@@ -130,7 +130,7 @@ pub fn marks(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     let here = ctx.machine.icount();
     let mut all: Vec<_> = ctx.marks.iter().map(|(name, at)| (*at, name)).collect();
     all.sort_unstable();
-    let line = |(at, name): &(Icount, &String)| format!("{at:>16}  {name}  ({})\n", distance(here, *at));
+    let line = |(at, name): &(Icount, &String)| format!("{:>16}  {name}  ({})\n", at.0, distance(here, *at));
     match all.is_empty() {
         true => Err(Error::Nothing("there are no marks: `mark NAME` sets one".into())),
         false => Ok(all.iter().map(line).collect()),
@@ -288,10 +288,10 @@ pub fn history(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
     let start = v.start.ok_or_else(|| Error::Nothing("nothing of the run could be kept so far".into()))?;
     let steady: Vec<u64> = v.checkpoints.iter().filter(|c| !c.dense).map(|c| c.at.icount.0).collect();
     let gaps: Vec<u64> = steady.windows(2).map(|w| w[1] - w[0]).collect();
-    let mib = |bytes: u64| format!("{}.{} MiB", bytes >> 20, (bytes & 0xf_ffff) * 10 >> 20);
+    let mib = |bytes: u64| format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20);
     let mut text = format!("from icount {start} to {}\n", point(v.end));
     text += &format!(
-        "{} checkpoints, and {} around the points looked at\n",
+        "checkpoints: {}, and {} around the points looked at\n",
         steady.len(),
         v.checkpoints.len() - steady.len()
     );

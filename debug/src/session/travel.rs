@@ -52,6 +52,7 @@ impl Worker {
         if let Some(end) = &mut self.end {
             end.told = false;
         }
+        self.triple_fault_at = None;
         match self.moved(how) {
             Ok(reason) => self.stop(reason),
             Err(TimelineError::Interrupted) => self.stop(StopReason::Paused),
@@ -70,10 +71,14 @@ impl Worker {
             Resume::Seek { to } => timeline.seek(vm, to).map(|()| StopReason::Reached),
             Resume::SeekTime { to } => seek_time(timeline, vm, to).map(|()| StopReason::Reached),
             Resume::Search { what, .. } => {
+                let from = vm.when().icount;
                 let hooks = std::mem::replace(&mut vm.hooks, what.hooks());
                 let found = timeline.reverse_continue(vm);
                 vm.hooks = hooks;
-                Ok(reason(found?.map(|h| h.reason)))
+                match found? {
+                    None => timeline.seek(vm, from).map(|()| StopReason::NotFound),
+                    found => Ok(reason(found.map(|h| h.reason))),
+                }
             }
             _ => Ok(reason(timeline.reverse_continue(vm)?.map(|h| h.reason))),
         }

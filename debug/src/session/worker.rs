@@ -50,7 +50,7 @@ pub struct Worker {
     run: u64,
     quit: bool,
     /// Where the last triple fault was reported, so that a resume from there goes through with it.
-    triple_fault_at: Option<Icount>,
+    pub(super) triple_fault_at: Option<Icount>,
     pub(super) end: Option<End>,
     pub(super) marks: Marks,
 }
