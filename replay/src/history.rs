@@ -78,6 +78,7 @@ impl Stretch {
         let fetched = |at: &u64| has(&self.fetched, *at);
         self.gap
             || hooks.stop_exceptions != 0
+            || !hooks.wanted.is_empty()
             || hooks.breakpoints.iter().any(fetched)
             || hooks.watches.iter().any(|w| self.may_hit(w, map))
     }

@@ -209,6 +209,15 @@ impl Timeline {
         }
     }
 
+    /// As [`Timeline::log`], with everything up to the machine's point.
+    pub fn log_to_here(&self, vm: &mut Vm) -> Arc<dyn Log> {
+        if let (Source::Live(recording), None) = (&self.source, &self.head) {
+            vm.arrive();
+            recording.flush(vm.when());
+        }
+        self.log()
+    }
+
     // --- checkpoints ---
 
     /// Takes a checkpoint of the machine, which has just arrived where it stands.

@@ -5,7 +5,7 @@
 
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::engine::Engine;
-use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchKind};
+use retrovisor_core::engine::hooks::{Hooks, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::exception::vector;
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{InputEvent, When};
@@ -92,7 +92,7 @@ fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
 }
 
 /// Every stop of a run forwards to `end`, by the point a search backwards would name.
-fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
+fn stops(engine: Engine, hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
     let mut vm = Vm::new(
         ticker::config(ClockKind::Virtual),
         ticker::images(300),
@@ -100,7 +100,7 @@ fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
         Box::new(NullSink),
     )
     .unwrap();
-    vm.hooks = hooks.clone();
+    (vm.hooks, vm.engine) = (hooks.clone(), engine);
     let mut all = Vec::new();
     let mut exit = vm.run_here(Some(end));
     while exit != VmExit::Reached {
@@ -109,13 +109,19 @@ fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
             VmExit::Breakpoint(at) => (here, Reason::Breakpoint(at)),
             VmExit::Exception(e) => (here, Reason::Exception(e)),
             VmExit::Watchpoint(hit) => (Icount(here.0 - 1), Reason::Watchpoint(hit)),
+            VmExit::Occurred(what) => (Icount(here.0 - 1), Reason::Occurred(what)),
             other => panic!("{other:?}"),
         };
         all.push((at, reason));
-        exit = if matches!(exit, VmExit::Watchpoint(_)) { vm.run_here(Some(end)) } else { vm.run(Some(end)) };
+        let done = matches!(exit, VmExit::Watchpoint(_) | VmExit::Occurred(_));
+        exit = if done { vm.run_here(Some(end)) } else { vm.run(Some(end)) };
     }
     all.retain(|(at, _)| *at < end);
     all
+}
+
+fn looking_for(what: Wanted) -> Hooks {
+    Hooks { wanted: vec![what], ..Hooks::default() }
 }
 
 #[test]
@@ -156,6 +162,10 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
                 ..Hooks::default()
             },
         ),
+        ("interrupts", looking_for(Wanted::Interrupt(None))),
+        ("serial interrupts", looking_for(Wanted::Interrupt(Some(0x24)))),
+        ("ports", looking_for(Wanted::Port(None))),
+        ("one port", looking_for(Wanted::Port(Some(0x3f8)))),
         ("never", Hooks { breakpoints: [0x10].into(), stop_exceptions: 1 << vector::DE, ..Hooks::default() }),
     ]
     .into();
@@ -163,7 +173,7 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
         let (mut vm, mut timeline) = live(engine, 64 << 20);
         assert_eq!(timeline.run(&mut vm, Some(end)), VmExit::Reached);
         for (name, hooks) in &wanted {
-            let all = stops(hooks, end);
+            let all = stops(engine, hooks, end);
             assert_eq!(all.is_empty(), *name == "never");
             let mut random = Random(9);
             // From the head, then from hit to hit, then from anywhere.
@@ -176,8 +186,7 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
                 vm.hooks = hooks.clone();
                 let found = timeline.reverse_continue(&mut vm).unwrap().map(|h| (h.at, h.reason));
                 let expected = all.iter().rev().find(|(at, _)| *at < from);
-                let point = |f: &(Icount, Reason)| (f.0, matches!(f.1, Reason::Watchpoint(_)));
-                assert_eq!(found.as_ref().map(point), expected.map(point), "{name}, from {from}");
+                assert_eq!(found.as_ref(), expected, "{name}, from {from}");
                 from = vm.when().icount;
                 assert_eq!(from, found.map_or(Icount(0), |f| f.0), "{name}");
                 vm.hooks = Hooks::default();
