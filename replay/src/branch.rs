@@ -74,7 +74,7 @@ impl Timeline {
     /// # Errors
     /// If the log cannot be read, or there are too many branches.
     pub fn branch(&mut self, vm: &mut Vm) -> Result<usize, TimelineError> {
-        if !self.in_past(vm) && self.trace.is_none() {
+        if self.is_live() {
             return Ok(self.name.id);
         }
         if self.parked.len() >= MAX_BRANCHES {

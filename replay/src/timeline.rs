@@ -179,6 +179,16 @@ impl Timeline {
         }
     }
 
+    /// Does the machine hear what comes, rather than what a log says?
+    pub fn is_live(&self) -> bool {
+        self.trace.is_none() && self.head.is_none()
+    }
+
+    /// Does the machine follow a trace, which ends?
+    pub fn on_trace(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// The newest point: the live head, or the end of the trace.
     pub fn end(&self, vm: &Vm) -> When {
         match (&self.trace, &self.head) {
@@ -211,9 +221,9 @@ impl Timeline {
 
     /// As [`Timeline::log`], with everything up to the machine's point.
     pub fn log_to_here(&self, vm: &mut Vm) -> Arc<dyn Log> {
-        if let (Source::Live(recording), None) = (&self.source, &self.head) {
+        if self.is_live() {
             vm.arrive();
-            recording.flush(vm.when());
+            self.recording.flush(vm.when());
         }
         self.log()
     }
@@ -225,8 +235,7 @@ impl Timeline {
         let at = vm.when();
         self.look_at_memory(vm);
         let stretch = std::mem::replace(&mut self.open, Stretch::begin(at.icount));
-        let live = self.trace.is_none() && self.head.is_none();
-        let digest = if live { self.recording.digest() } else { &self.digest };
+        let digest = if self.is_live() { self.recording.digest() } else { &self.digest };
         let checkpoint = Checkpoint {
             at,
             state: vm.save_state().into(),
