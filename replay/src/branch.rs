@@ -186,6 +186,14 @@ impl Timeline {
         Ok(self.parked.swap_remove(n).finish()?)
     }
 
+    /// Forgets all branches but the one the machine is on.
+    pub(crate) fn drop_branches(&mut self) {
+        for mut branch in self.parked.drain(..) {
+            // What was written of it stays readable if it cannot be ended.
+            let _ = branch.finish();
+        }
+    }
+
     /// Ends the recording of a live run for `reason`: of this branch at its newest point, where `vm` is put, and of the
     /// others where they were left.
     ///

@@ -237,6 +237,12 @@ impl History {
         self.thin(cursor);
     }
 
+    /// Drops all checkpoints.
+    pub fn clear(&mut self) {
+        self.checkpoints.clear();
+        self.fixed = 0;
+    }
+
     /// Drops a checkpoint; the stretch of the next one grows.
     fn remove(&mut self, at: u64) {
         let Some(gone) = self.checkpoints.remove(&at) else { return };

@@ -30,6 +30,8 @@ const GRID: u64 = 1 << 24;
 const APART: Duration = Duration::from_millis(80);
 /// Share of the run's time that they may take: one part in so many.
 const SHARE: u32 = 32;
+/// Pages (4 KiB) a checkpoint copies before it has them compressed, if there are more.
+const AT_ONCE: usize = 1 << 15;
 /// Instructions between two looks at whether to go on.
 const LOOK_EVERY: u64 = 1 << 22;
 /// Distances before a point gone to at which checkpoints are taken on the way: what is looked at next lies near.
@@ -245,6 +247,9 @@ impl Timeline {
             dense,
         };
         self.history.insert(checkpoint, at.icount);
+        if self.history.bytes() > self.history.budget() && self.head.is_none() {
+            return self.give_up(vm);
+        }
         if let Some(known) = self.history.get(at.icount) {
             // The same contents: share its pages.
             self.base = known.pages.clone();
@@ -254,11 +259,25 @@ impl Timeline {
     /// Learns what memory holds now, and what was touched since the last time.
     fn look_at_memory(&mut self, vm: &mut Vm) {
         let written = vm.take_written();
-        for page in &written {
-            self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+        for pages in written.chunks(AT_ONCE) {
+            for page in pages {
+                self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+            }
+            self.history.store.hand_on();
+            // So many that they are to be compressed before there are more.
+            if written.len() > AT_ONCE {
+                self.history.store.settle();
+            }
         }
-        self.history.store.hand_on();
         self.open.add(&written, &vm.take_footprint());
+    }
+
+    /// Not even the newest checkpoint fits into the budget: no history is kept from now on.
+    fn give_up(&mut self, vm: &Vm) {
+        self.history.clear();
+        self.drop_branches();
+        self.base = PageMap::new(vm.sys.mem.flags.len());
+        self.next = u64::MAX;
     }
 
     /// Takes a checkpoint because the history grows, and decides when the next is due: so that going back is fast, and so
@@ -291,6 +310,9 @@ impl Timeline {
 
     /// When the next checkpoint is due.
     fn due(&mut self, here: Icount) -> u64 {
+        if self.history.is_empty() {
+            return u64::MAX;
+        }
         if here < self.newest {
             // Nothing new is seen before there.
             return self.newest.0;
@@ -370,10 +392,10 @@ impl Timeline {
         self.play(vm, to)
     }
 
-    fn too_early(&self) -> TimelineError {
+    pub(crate) fn too_early(&self) -> TimelineError {
         match self.history.start() {
             Some(start) => TimelineError::BeforeStart { start },
-            None => TimelineError::NoHistory("it does not fit into the memory it was given"),
+            None => TimelineError::NoHistory("the guest's memory does not fit into what --history gives it"),
         }
     }
 

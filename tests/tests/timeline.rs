@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use iced_x86::code_asm::*;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::engine::Engine;
 use retrovisor_core::engine::hooks::{Hooks, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::exception::vector;
 use retrovisor_core::hash::StateHash;
-use retrovisor_core::input::{InputEvent, When};
+use retrovisor_core::input::{InputEvent, NoInput, When};
+use retrovisor_core::loader::Images;
+use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
 use retrovisor_core::{Gpa, Gva, Icount};
@@ -16,6 +19,7 @@ use retrovisor_replay::search::Reason;
 use retrovisor_replay::{
     ExitReason, Mailbox, Recording, Replay, Timeline, TimelineError, Trace, VerifyOptions, verify,
 };
+use retrovisor_tests::asm::multiboot;
 use retrovisor_tests::ticker::{self, Keys, Random};
 use std::collections::{BTreeMap, HashMap};
 
@@ -324,4 +328,58 @@ fn a_replay_goes_anywhere_and_can_be_led_astray_and_back() {
     let exit = replay.vm.run(None);
     let report = replay.conclude(exit).unwrap().unwrap();
     assert_eq!((report.when, report.hash), (end, hash));
+}
+
+/// Fills 16 MiB with noise, again and again.
+fn noise() -> Vec<u8> {
+    multiboot(|a| {
+        let (mut again, mut next) = (a.create_label(), a.create_label());
+        a.mov(eax, 0x1234_5678).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.mov(edi, 0x20_0000).unwrap();
+        a.set_label(&mut next).unwrap();
+        for shift in [13, -17, 5] {
+            a.mov(ebx, eax).unwrap();
+            if shift > 0 {
+                a.shl(ebx, shift).unwrap()
+            } else {
+                a.shr(ebx, -shift).unwrap()
+            }
+            a.xor(eax, ebx).unwrap();
+        }
+        a.mov(dword_ptr(edi), eax).unwrap();
+        a.add(edi, 4).unwrap();
+        a.cmp(edi, 0x120_0000).unwrap();
+        a.jb(next).unwrap();
+        a.jmp(again).unwrap();
+    })
+}
+
+#[test]
+fn a_guest_that_writes_all_its_memory_stays_within_the_budget() {
+    let images = Images { kernel: Some(noise()), kernel_name: "noise".into(), ..Images::default() };
+    for (budget, fits) in [(8 << 20, false), (24 << 20, true)] {
+        let config = MachineConfig { memory: 32 << 20, ..MachineConfig::default() };
+        let recording = Recording::unwritten(&config);
+        let (port, output) = (recording.port(NoInput), recording.output(NullSink));
+        let mut vm = Vm::new(config, images.clone(), Box::new(port), Box::new(output)).unwrap();
+        let mut timeline = Timeline::live(&mut vm, recording, Mailbox::new(), budget);
+        for n in 1..=100 {
+            assert_eq!(timeline.run(&mut vm, Some(Icount(n * 30_000_000))), VmExit::Reached);
+            assert!(timeline.history().bytes() <= budget, "{} of {budget}", timeline.history().bytes());
+        }
+        let head = (vm.when(), vm.state_hash());
+        if fits {
+            assert!(timeline.history().len() > 1);
+            assert!(timeline.reverse_step(&mut vm, 0).unwrap());
+            timeline.seek(&mut vm, Icount(5)).unwrap();
+        } else {
+            let none = timeline.reverse_step(&mut vm, 0);
+            assert!(matches!(none, Err(TimelineError::NoHistory(_))), "{none:?}");
+            assert!(timeline.reverse_continue(&mut vm).is_err());
+        }
+        timeline.seek(&mut vm, Icount(u64::MAX)).unwrap();
+        assert_eq!((vm.when(), vm.state_hash()), head);
+        assert_eq!(timeline.run(&mut vm, Some(Icount(3_100_000_000))), VmExit::Reached);
+    }
 }
