@@ -91,6 +91,7 @@ impl Stretch {
         let fetched = |at: &u64| has(&self.fetched, *at);
         self.gap
             || hooks.stop_exceptions != 0
+            || !hooks.wanted.is_empty()
             || hooks.breakpoints.iter().any(fetched)
             || hooks.watches.iter().any(|w| self.may_hit(w, map))
     }
@@ -162,6 +163,28 @@ impl History {
     /// An empty history that keeps itself below `budget` bytes.
     pub fn new(budget: u64) -> Self {
         Self { checkpoints: BTreeMap::new(), store: PageStore::default(), budget, fixed: 0 }
+    }
+
+    /// A history with what this one has up to `icount`. This one keeps all it has; all pages now count for the new one.
+    pub fn fork(&mut self, icount: Icount) -> Self {
+        let shared: BTreeMap<u64, Checkpoint> =
+            self.checkpoints.range(..=icount.0).map(|(n, c)| (*n, c.clone())).collect();
+        let fixed = shared.values().map(Checkpoint::cost).sum();
+        let store = std::mem::take(&mut self.store);
+        Self { checkpoints: shared, store, budget: self.budget, fixed }
+    }
+
+    /// From now on all pages count for this history.
+    pub fn adopt(&mut self, from: &mut Self) {
+        self.store = std::mem::take(&mut from.store);
+    }
+
+    /// Drops checkpoints until there are about `n`, at even distances.
+    pub fn keep(&mut self, n: usize) {
+        let stride = self.len().div_ceil(n.max(1)).max(1);
+        let drop: Vec<u64> =
+            self.checkpoints.keys().enumerate().filter(|(i, _)| i % stride != 0).map(|(_, n)| *n).collect();
+        drop.into_iter().for_each(|at| self.remove(at));
     }
 
     /// Bytes it takes.
@@ -246,6 +269,12 @@ impl History {
             self.remove(icount.0);
         }
         unproven
+    }
+
+    /// Drops all checkpoints.
+    pub fn clear(&mut self) {
+        self.checkpoints.clear();
+        self.fixed = 0;
     }
 
     /// Drops a checkpoint; the stretch of the next one grows.

@@ -14,6 +14,7 @@
 //! Nothing here knows how the machine works inside: the only doors are `InputPort`, `OutputSink` and `Vm`.
 
 pub mod bisect;
+pub mod branch;
 pub mod compare;
 pub mod disk;
 pub mod divert;
@@ -38,6 +39,7 @@ pub mod stored;
 pub mod timeline;
 
 pub use bisect::{Finding, bisect};
+pub use branch::BranchInfo;
 pub use compare::{Replay, Report, VerifyError, VerifyOptions, verify};
 pub use divert::Diverted;
 pub use format::end::{EndRecord, ExitReason};

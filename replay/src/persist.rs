@@ -177,7 +177,7 @@ impl Checkpointer {
         let (tx, rx) = mpsc::sync_channel::<Checkpoint>(1);
         let mut persister = Persister::new(LIVE_LEVEL);
         // The recording knows, and says, when it can be written no more.
-        let work = move || rx.into_iter().for_each(|c| drop(persister.add(&c, &mut append)));
+        let work = move || drop(rx.into_iter().try_for_each(|c| persister.add(&c, &mut append)));
         let handle = std::thread::Builder::new().name("checkpoints".into()).spawn(work)?;
         let next = (at.0 / every + 1) * every;
         Ok(Self { every, next, stretch: Stretch::begin(at), thread: Some((tx, handle)) })

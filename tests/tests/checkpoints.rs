@@ -139,6 +139,12 @@ fn what_a_trace_knows_of_a_stretch_finds_the_last_writer() {
 
 #[test]
 fn checkpoints_stored_while_recording_are_those_made_later() {
+    for branches in [false, true] {
+        stored_while_recording(branches);
+    }
+}
+
+fn stored_while_recording(branches: bool) {
     let (config, images) = (ticker::config(ClockKind::Virtual), ticker::images(200));
     let (recording, file) = Recording::in_memory(&config, &images).unwrap();
     let (port, output) = (recording.port(Keys::new(None)), recording.output(NullSink));
@@ -151,9 +157,15 @@ fn checkpoints_stored_while_recording_are_those_made_later() {
     // Going back and forth stores nothing twice.
     timeline.run(vm, Some(Icount(3 * EVERY + 5)));
     timeline.seek(vm, Icount(EVERY - 7)).unwrap();
+    timeline.run(vm, Some(Icount(5 * EVERY)));
+    if branches {
+        timeline.seek(vm, Icount(2 * EVERY - 7)).unwrap();
+        assert_eq!(timeline.branch(vm).unwrap(), 2);
+        timeline.run(vm, Some(Icount(4 * EVERY)));
+        timeline.switch(vm, 1).unwrap();
+    }
     let exit = timeline.run(vm, None);
-    timeline.end_checkpoints();
-    recording.finish_vm(vm, ExitReason::from_exit(exit)).unwrap();
+    timeline.finish(vm, ExitReason::from_exit(exit)).unwrap();
     let trace = Trace::from_bytes("live.rvt", file.bytes()).unwrap();
     assert!(trace.checkpoints() > 0 && matches!(trace.ending(), Ending::Complete(_)));
     let mut last = 0;

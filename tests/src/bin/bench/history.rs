@@ -2,7 +2,7 @@
 //! from its end and from points anywhere. What keeping it costs, and how long each way back takes.
 
 use crate::options::Options;
-use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchKind};
+use retrovisor_core::engine::hooks::{self, Hooks, WatchAddr, WatchKind};
 use retrovisor_core::input::NoInput;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
@@ -13,7 +13,8 @@ use retrovisor_tests::guests::{self, Kernel};
 use retrovisor_tests::initramfs;
 use retrovisor_tests::script::{Screen, Script};
 use retrovisor_tests::ticker::Random;
-use std::time::{Duration, Instant};
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// Points looked at for each figure.
 const POINTS: usize = 50;
@@ -49,8 +50,12 @@ impl Guest {
 }
 
 /// Runs until the session is over.
-fn to_end(screen: &Screen, run: &mut dyn FnMut(Option<Icount>) -> VmExit) -> Result<Duration, String> {
-    let began = Instant::now();
+fn to_end(
+    watch: Watch,
+    screen: &Screen,
+    run: &mut dyn FnMut(Option<Icount>) -> VmExit,
+) -> Result<Duration, String> {
+    let began = watch.now();
     let mut at = 0;
     while !screen.text().contains("the-end") {
         at += 50_000_000;
@@ -59,17 +64,31 @@ fn to_end(screen: &Screen, run: &mut dyn FnMut(Option<Icount>) -> VmExit) -> Res
             other => return Err(format!("the guest ended: {other:?}\n{}", screen.text())),
         }
     }
-    Ok(began.elapsed())
+    Ok(watch.now() - began)
 }
 
 fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
-fn timed<T>(f: impl FnOnce() -> T) -> (Duration, T) {
-    let began = Instant::now();
-    let got = f();
-    (began.elapsed(), got)
+/// Times what it is given: by a clock on the wall, or by what this thread computes.
+#[derive(Clone, Copy)]
+struct Watch {
+    cpu: bool,
+}
+
+impl Watch {
+    fn now(self) -> Duration {
+        let clock = if self.cpu { ClockId::ThreadCPUTime } else { ClockId::Monotonic };
+        let t = clock_gettime(clock);
+        Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+    }
+
+    fn time<T>(self, f: impl FnOnce() -> T) -> (Duration, T) {
+        let began = self.now();
+        let got = f();
+        (self.now() - began, got)
+    }
 }
 
 fn report(what: &str, mut times: Vec<Duration>) {
@@ -90,16 +109,17 @@ pub fn history(o: &Options) -> Result<bool, String> {
         ..Images::default()
     };
     let guest = Guest { config: MachineConfig::default(), images };
+    let w = Watch { cpu: o.cpu_time };
     let plain = {
         let (mut vm, screen) = guest.vm(None);
-        let took = to_end(&screen, &mut |until| vm.run(until))?;
+        let took = to_end(w, &screen, &mut |until| vm.run(until))?;
         println!("without history: {:.1} s for {} instructions", took.as_secs_f64(), vm.when().icount);
         took
     };
     let recording = Recording::unwritten(&guest.config);
     let (mut vm, screen) = guest.vm(Some(&recording));
-    let (began, mut t) = timed(|| Timeline::live(&mut vm, recording, Mailbox::new(), o.history << 20));
-    let took = to_end(&screen, &mut |until| t.run(&mut vm, until))? + began;
+    let (began, mut t) = w.time(|| Timeline::live(&mut vm, recording, Mailbox::new(), o.history << 20));
+    let took = to_end(w, &screen, &mut |until| t.run(&mut vm, until))? + began;
     println!(
         "with history:    {:.1} s, {:.3} times; {} checkpoints in {} MiB",
         took.as_secs_f64(),
@@ -113,20 +133,20 @@ pub fn history(o: &Options) -> Result<bool, String> {
         let address = line.and_then(|l| u64::from_str_radix(l.split_whitespace().next()?, 16).ok());
         address.ok_or_else(|| format!("no {name} in the guest's kallsyms"))
     };
-    backwards(&mut vm, &mut t)?;
-    searches(&mut vm, &mut t, &address)?;
+    backwards(w, &mut vm, &mut t)?;
+    searches(w, &mut vm, &mut t, &address)?;
     Ok(true)
 }
 
-fn backwards(vm: &mut Vm, t: &mut Timeline) -> Result<(), String> {
+fn backwards(w: Watch, vm: &mut Vm, t: &mut Timeline) -> Result<(), String> {
     let fail = |e: retrovisor_replay::TimelineError| e.to_string();
     let end = vm.when().icount;
-    let (first, done) = timed(|| t.reverse_step(vm, 0));
+    let (first, done) = w.time(|| t.reverse_step(vm, 0));
     done.map_err(fail)?;
     println!("{:<52} {:>12.2} ms", "reverse-stepi at the end, the first", ms(first));
     let mut steps = Vec::new();
     for _ in 0..POINTS {
-        let (took, done) = timed(|| t.reverse_step(vm, 0));
+        let (took, done) = w.time(|| t.reverse_step(vm, 0));
         done.map_err(fail)?;
         steps.push(took);
     }
@@ -135,10 +155,10 @@ fn backwards(vm: &mut Vm, t: &mut Timeline) -> Result<(), String> {
     let (mut seeks, mut steps) = (Vec::new(), Vec::new());
     for _ in 0..POINTS {
         let to = Icount(random.below(end.0));
-        let (took, done) = timed(|| t.seek(vm, to));
+        let (took, done) = w.time(|| t.seek(vm, to));
         done.map_err(fail)?;
         seeks.push(took);
-        let (took, done) = timed(|| t.reverse_step(vm, 0));
+        let (took, done) = w.time(|| t.reverse_step(vm, 0));
         done.map_err(fail)?;
         steps.push(took);
     }
@@ -148,6 +168,7 @@ fn backwards(vm: &mut Vm, t: &mut Timeline) -> Result<(), String> {
 }
 
 fn searches(
+    w: Watch,
     vm: &mut Vm,
     t: &mut Timeline,
     address: &dyn Fn(&str) -> Result<u64, String>,
@@ -158,7 +179,7 @@ fn searches(
     let breakpoint = Hooks { breakpoints: [address("start_kernel")?].into(), ..Hooks::default() };
     let watch = |name: &str| -> Result<Hooks, String> {
         let addr = WatchAddr::Virtual(Gva(address(name)?));
-        Ok(Hooks { watches: vec![Watch { addr, len: 8, kind: WatchKind::Write }], ..Hooks::default() })
+        Ok(Hooks { watches: vec![hooks::Watch { addr, len: 8, kind: WatchKind::Write }], ..Hooks::default() })
     };
     for (what, hooks) in [
         ("reverse-continue to start_kernel", breakpoint),
@@ -166,18 +187,18 @@ fn searches(
         ("reverse-continue to the last write of jiffies_64", watch("jiffies_64")?),
     ] {
         vm.hooks = hooks;
-        let (took, found) = timed(|| t.reverse_continue(vm));
+        let (took, found) = w.time(|| t.reverse_continue(vm));
         let found = found.map_err(fail)?;
         println!("{what:<60} {:>8.1} ms, at {}", ms(took), found.map_or(Icount(0), |h| h.at));
         vm.hooks = Hooks::default();
-        let (took, done) = timed(|| t.seek(vm, live));
+        let (took, done) = w.time(|| t.seek(vm, live));
         done.map_err(fail)?;
         println!("{:<60} {:>8.1} ms", "  and back to the head", ms(took));
     }
     for name in ["boot_command_line", "saved_command_line", "jiffies_64"] {
         let gva = Gva(address(name)?);
         let gpa = vm.ctx(0).and_then(|c| c.translate_quiet(gva)).unwrap_or(Gpa(0));
-        let (took, found) = timed(|| t.last_write(vm, gpa, 8));
+        let (took, found) = w.time(|| t.last_write(vm, gpa, 8));
         let at = found.map_err(fail)?.unwrap_or(Icount(0));
         println!("{:<60} {:>8.1} ms, at {at}", format!("lastwrite {name}"), ms(took));
     }
