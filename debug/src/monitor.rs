@@ -2,6 +2,7 @@
 //! function. Commands look and give text back; to move the machine in its history they say where to.
 
 mod args;
+mod branch;
 mod examine;
 mod stats;
 mod time;
@@ -76,6 +77,9 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "marks", usage: "marks", help: "list the marks", more: "", run: time::marks },
     Command { name: "unmark", usage: "unmark NAME", help: "forget a mark", more: "", run: time::unmark },
     Command { name: "goto", usage: "goto NAME", help: "go to a mark", more: "", run: time::goto },
+    Command { name: "branch", usage: "branch [N]", help: "go on by itself from here, or go to branch N", more: branch::MORE, run: branch::branch },
+    Command { name: "branches", usage: "branches", help: "list the branches", more: "", run: branch::branches },
+    Command { name: "unbranch", usage: "unbranch N", help: "forget a branch", more: "", run: branch::unbranch },
     Command { name: "lastwrite", usage: "lastwrite [/p] ADDR [LEN]", help: "who wrote there last", more: time::LASTWRITE_MORE, run: time::lastwrite },
     Command { name: "events", usage: "events [N] [KIND...]", help: "the inputs around this point", more: time::EVENTS_MORE, run: time::events },
     Command { name: "history", usage: "history", help: "how far back, checkpoints, memory", more: "", run: time::history },

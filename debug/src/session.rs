@@ -37,8 +37,6 @@ pub enum SessionError {
     NotRam(Gpa),
     #[error("this is a replay: its memory and registers cannot be changed")]
     ReadOnly,
-    #[error("the machine is in the past, which cannot be changed: go to the newest point first")]
-    InPast,
     #[error(transparent)]
     Timeline(#[from] TimelineError),
     #[error("the VM thread could not be started: {0}")]
@@ -68,6 +66,8 @@ pub enum Resume {
     ReverseContinue,
     /// Back by one instruction (or REP iteration, or delivery) of this vCPU.
     ReverseStep { vcpu: usize },
+    /// To the newest point of a branch, or (`None`) onto a new one that begins here.
+    Branch { id: Option<usize> },
     /// To where the guest first arrived at this icount, back or forward; at most to the newest point.
     Seek { to: Icount },
     /// To where guest time first reached this, back or forward.

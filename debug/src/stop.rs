@@ -55,6 +55,8 @@ pub enum StopReason {
     Reached,
     /// The trace being replayed ends here.
     TraceEnded,
+    /// The machine is on this branch now.
+    Branch(usize),
     /// The history begins here: nothing before it was kept.
     HistoryStart,
     /// What was looked for is not in the history; the machine stands where it stood.
@@ -150,6 +152,7 @@ impl fmt::Display for StopReason {
             StopReason::Reached => f.write_str("the icount asked for is reached"),
             StopReason::TraceEnded => f.write_str("the trace ends here"),
             StopReason::NotFound => f.write_str("there is none in the history before this point"),
+            StopReason::Branch(id) => write!(f, "on branch {id}"),
             StopReason::HistoryStart => f.write_str("the history begins here"),
             StopReason::Diverged => f.write_str("the replay differs from the recording"),
             StopReason::Dead => f.write_str("every vCPU is halted and nothing can wake it"),

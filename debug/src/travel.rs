@@ -6,7 +6,7 @@ use retrovisor_core::engine::hooks::{Hooks, Wanted};
 use retrovisor_core::input::When;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::{Gpa, GuestTime, Gva, Icount, disasm};
-use retrovisor_replay::{Timeline, TimelineError};
+use retrovisor_replay::{BranchInfo, Timeline, TimelineError};
 use std::collections::BTreeMap;
 
 /// Named points of a run.
@@ -57,6 +57,7 @@ pub struct TimelineView {
     pub bytes: u64,
     pub budget: u64,
     pub marks: Marks,
+    pub branches: Vec<BranchInfo>,
 }
 
 impl TimelineView {
@@ -72,6 +73,7 @@ impl TimelineView {
             bytes: history.bytes(),
             budget: history.budget(),
             marks: marks.clone(),
+            branches: timeline.branches(vm),
         }
     }
 

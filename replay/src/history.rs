@@ -33,7 +33,8 @@ pub struct Stretch {
 /// Merges two ascending lists.
 fn merged<T: Ord + Copy>(a: &[T], b: &[T]) -> Vec<T> {
     let mut all = [a, b].concat();
-    all.sort_unstable();
+    // The stable sort finds that there are two runs.
+    all.sort();
     all.dedup();
     all
 }
@@ -149,6 +150,28 @@ impl History {
         Self { checkpoints: BTreeMap::new(), store: PageStore::default(), budget, fixed: 0 }
     }
 
+    /// A history with what this one has up to `icount`. This one keeps all it has; all pages now count for the new one.
+    pub fn fork(&mut self, icount: Icount) -> Self {
+        let shared: BTreeMap<u64, Checkpoint> =
+            self.checkpoints.range(..=icount.0).map(|(n, c)| (*n, c.clone())).collect();
+        let fixed = shared.values().map(Checkpoint::cost).sum();
+        let store = std::mem::take(&mut self.store);
+        Self { checkpoints: shared, store, budget: self.budget, fixed }
+    }
+
+    /// From now on all pages count for this history.
+    pub fn adopt(&mut self, from: &mut Self) {
+        self.store = std::mem::take(&mut from.store);
+    }
+
+    /// Drops checkpoints until there are about `n`, at even distances.
+    pub fn keep(&mut self, n: usize) {
+        let stride = self.len().div_ceil(n.max(1)).max(1);
+        let drop: Vec<u64> =
+            self.checkpoints.keys().enumerate().filter(|(i, _)| i % stride != 0).map(|(_, n)| *n).collect();
+        drop.into_iter().for_each(|at| self.remove(at));
+    }
+
     /// Bytes it takes.
     pub fn bytes(&self) -> u64 {
         let (raw, packed) = self.store.bytes();
@@ -212,6 +235,12 @@ impl History {
         self.fixed += new.cost();
         self.checkpoints.insert(at, new);
         self.thin(cursor);
+    }
+
+    /// Drops all checkpoints.
+    pub fn clear(&mut self) {
+        self.checkpoints.clear();
+        self.fixed = 0;
     }
 
     /// Drops a checkpoint; the stretch of the next one grows.

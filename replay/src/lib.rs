@@ -8,6 +8,7 @@
 //!
 //! Nothing here knows how the machine works inside: the only doors are `InputPort`, `OutputSink` and `Vm`.
 
+pub mod branch;
 pub mod compare;
 pub mod disk;
 pub mod divert;
@@ -25,6 +26,7 @@ pub mod record;
 pub mod search;
 pub mod timeline;
 
+pub use branch::BranchInfo;
 pub use compare::{Replay, Report, VerifyError, VerifyOptions, verify};
 pub use divert::Diverted;
 pub use format::end::{EndRecord, ExitReason};

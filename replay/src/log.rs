@@ -80,8 +80,16 @@ struct Piece {
 
 struct State {
     machine: MachineConfig,
+    /// The first frames are those of another log.
+    base: Option<(Arc<dyn Log>, usize)>,
     pieces: Vec<Piece>,
     bytes: u64,
+}
+
+impl State {
+    fn inherited(&self) -> usize {
+        self.base.as_ref().map_or(0, |(_, n)| *n)
+    }
 }
 
 /// A log in memory that grows at its end. Clones share it.
@@ -93,8 +101,15 @@ pub struct Tape {
 impl Tape {
     /// An empty log of a machine's run from power-on.
     pub fn new(machine: &MachineConfig) -> Self {
-        let state = State { machine: machine.clone(), pieces: Vec::new(), bytes: 0 };
+        let state = State { machine: machine.clone(), base: None, pieces: Vec::new(), bytes: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A log that begins with the first `frames` frames of `log`.
+    pub fn fork(machine: &MachineConfig, log: Arc<dyn Log>, frames: usize) -> Self {
+        let tape = Self::new(machine);
+        tape.lock().base = Some((log, frames));
+        tape
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,15 +129,6 @@ impl Tape {
     pub fn bytes(&self) -> u64 {
         self.lock().bytes
     }
-
-    /// A tape of its own with the first `frames` frames of this one.
-    pub fn fork(&self, frames: usize) -> Self {
-        let state = self.lock();
-        let pieces: Vec<Piece> = state.pieces.iter().take(frames).cloned().collect();
-        let bytes = pieces.iter().map(|p| p.packed.len() as u64 + size_of::<Piece>() as u64).sum();
-        let state = State { machine: state.machine.clone(), pieces, bytes };
-        Self { state: Arc::new(Mutex::new(state)) }
-    }
 }
 
 /// The name of a log in memory in errors.
@@ -132,9 +138,16 @@ impl Log for Tape {
     fn frame(&self, n: usize) -> Result<Option<Frame>, TraceError> {
         let (piece, machine) = {
             let state = self.lock();
-            match state.pieces.get(n) {
-                Some(p) => (p.clone(), state.machine.clone()),
-                None => return Ok(None),
+            match (&state.base, n.checked_sub(state.inherited())) {
+                (Some((base, _)), None) => {
+                    let base = Arc::clone(base);
+                    drop(state);
+                    return base.frame(n);
+                }
+                (_, n) => match n.and_then(|n| state.pieces.get(n)) {
+                    Some(p) => (p.clone(), state.machine.clone()),
+                    None => return Ok(None),
+                },
             }
         };
         let bad =
@@ -143,17 +156,16 @@ impl Log for Tape {
         parse_frame(&raw, &machine).map(Some).map_err(|why| bad(why.into()))
     }
     fn frames(&self) -> usize {
-        self.lock().pieces.len()
+        let state = self.lock();
+        state.inherited() + state.pieces.len()
     }
     fn end(&self) -> LogEnd {
+        // A fork begins with a frame of its own.
         let when = self.lock().pieces.last().map_or_else(When::default, |p| p.end);
         LogEnd { when, own: None, open: true }
     }
     fn out_of_order(&self, n: usize) -> TraceError {
         let problem = Problem::Damaged { at: n as u64, why: "a frame is out of order".into() };
         TraceError { file: NAME.into(), problem }
-    }
-    fn frame_at(&self, icount: Icount) -> Result<usize, TraceError> {
-        Ok(self.lock().pieces.partition_point(|p| p.end.icount < icount))
     }
 }

@@ -12,19 +12,38 @@ use zstd::bulk::{Compressor, Decompressor};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
+const ZERO: [u8; PAGE] = [0; PAGE];
 /// Speed matters more than size here.
 const LEVEL: i32 = 1;
 /// Slots of a node of a map.
 const FANOUT: usize = 32;
 
-/// Bytes held by pages, by state. Shared by all pages of a store.
+/// Uncompressed pages kept for the next ones: fresh memory costs more than what is copied into it.
+const SPARE: usize = 4096;
+
+/// Bytes held by pages, by state, and memory for more. Shared by all pages of a store.
 #[derive(Debug, Default)]
 struct Account {
     raw: AtomicI64,
     packed: AtomicI64,
+    spare: Mutex<Vec<Box<[u8; PAGE]>>>,
 }
 
 impl Account {
+    fn take(&self) -> Box<[u8; PAGE]> {
+        self.raw.fetch_add(PAGE as i64, Ordering::Relaxed);
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| Box::new([0; PAGE]))
+    }
+
+    fn give_back(&self, page: Box<[u8; PAGE]>) {
+        self.raw.fetch_sub(PAGE as i64, Ordering::Relaxed);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE {
+            spare.push(page);
+        }
+    }
+
     fn load(counter: &AtomicI64) -> u64 {
         u64::try_from(counter.load(Ordering::Relaxed)).unwrap_or(0)
     }
@@ -54,6 +73,7 @@ impl Drop for Packed {
 enum Data {
     Raw(Box<[u8; PAGE]>),
     Packed(Arc<Packed>),
+    Dropped,
 }
 
 /// The contents of one page; a page of zeroes is none.
@@ -76,6 +96,7 @@ impl Page {
                 return;
             }
             Data::Packed(p) => Arc::clone(p),
+            Data::Dropped => return,
         };
         unpacker.unpack(&packed.bytes, out);
     }
@@ -83,8 +104,8 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        if let Data::Raw(_) = &*self.lock() {
-            self.account.raw.fetch_sub(PAGE as i64, Ordering::Relaxed);
+        if let Data::Raw(page) = std::mem::replace(&mut *self.lock(), Data::Dropped) {
+            self.account.give_back(page);
         }
     }
 }
@@ -116,24 +137,36 @@ impl Default for Unpacker {
 /// Compresses pages, and knows the compressed contents that are alive. Equal contents compress to equal bytes.
 #[derive(Default)]
 struct Packer {
-    queue: VecDeque<Weak<Page>>,
     known: HashMap<u64, Weak<Packed>>,
     compressor: Option<Compressor<'static>>,
     /// Size of `known` at which dead entries are swept.
     sweep_at: usize,
 }
 
-impl Packer {
+/// What waits to be compressed, and who does it. Apart, so that adding to the queue waits for nobody.
+#[derive(Default)]
+struct Work {
+    queue: Mutex<VecDeque<Weak<Page>>>,
+    packer: Mutex<Packer>,
+}
+
+impl Work {
     /// Compresses the page that has waited longest; false if none waits.
-    fn turn(packer: &Mutex<Self>) -> bool {
-        let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(page) = packer.queue.pop_front() else { return false };
+    fn turn(&self) -> bool {
+        let mut packer = self.packer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(page) = self.queue().pop_front() else { return false };
         if let Some(page) = page.upgrade() {
             packer.pack(&page);
         }
         true
     }
 
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Weak<Page>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Packer {
     fn pack(&mut self, page: &Page) {
         if self.compressor.is_none() {
             self.compressor = Compressor::new(LEVEL).ok();
@@ -141,15 +174,16 @@ impl Packer {
         // The contents of a page never change, so it is compressed without holding its lock.
         let raw = match &*page.lock() {
             Data::Raw(bytes) => bytes.clone(),
-            Data::Packed(_) => return,
+            Data::Packed(_) | Data::Dropped => return,
         };
         let Some(bytes) = self.compressor.as_mut().and_then(|c| c.compress(&raw[..]).ok()) else { return };
         if bytes.len() >= PAGE {
             return;
         }
         let packed = self.shared(bytes, &page.account);
-        *page.lock() = Data::Packed(packed);
-        page.account.raw.fetch_sub(PAGE as i64, Ordering::Relaxed);
+        if let Data::Raw(raw) = std::mem::replace(&mut *page.lock(), Data::Packed(packed)) {
+            page.account.give_back(raw);
+        }
     }
 
     fn shared(&mut self, bytes: Vec<u8>, account: &Arc<Account>) -> Arc<Packed> {
@@ -174,7 +208,7 @@ impl Packer {
 #[derive(Default)]
 pub struct PageStore {
     account: Arc<Account>,
-    packer: Arc<Mutex<Packer>>,
+    work: Arc<Work>,
     /// Pages made and not yet handed on.
     batch: Vec<Weak<Page>>,
     /// Wakes the thread.
@@ -184,12 +218,12 @@ pub struct PageStore {
 impl PageStore {
     /// The page with these contents; `None` if they are zeroes.
     pub fn page(&mut self, bytes: &[u8]) -> Option<Arc<Page>> {
-        if bytes.iter().all(|b| *b == 0) {
+        let bytes = bytes.get(..PAGE)?;
+        if *bytes == ZERO {
             return None;
         }
-        let mut raw = Box::new([0; PAGE]);
-        raw.copy_from_slice(bytes.get(..PAGE)?);
-        self.account.raw.fetch_add(PAGE as i64, Ordering::Relaxed);
+        let mut raw = self.account.take();
+        raw.copy_from_slice(bytes);
         let page = Arc::new(Page { data: Mutex::new(Data::Raw(raw)), account: Arc::clone(&self.account) });
         self.batch.push(Arc::downgrade(&page));
         Some(page)
@@ -200,8 +234,8 @@ impl PageStore {
         if self.batch.is_empty() {
             return;
         }
-        let thread = self.thread.get_or_insert_with(|| spawn(Arc::clone(&self.packer)));
-        self.packer.lock().unwrap_or_else(PoisonError::into_inner).queue.extend(self.batch.drain(..));
+        let thread = self.thread.get_or_insert_with(|| spawn(Arc::clone(&self.work)));
+        self.work.queue().extend(self.batch.drain(..));
         // Without a thread, `settle` compresses.
         let _ = thread.send(());
     }
@@ -209,7 +243,7 @@ impl PageStore {
     /// Compresses what has not been compressed yet, here and now.
     pub fn settle(&mut self) {
         self.hand_on();
-        while Packer::turn(&self.packer) {}
+        while self.work.turn() {}
     }
 
     /// Bytes all living pages take, as they are and compressed.
@@ -219,11 +253,11 @@ impl PageStore {
 }
 
 /// The compressing thread; it ends when the store does.
-fn spawn(packer: Arc<Mutex<Packer>>) -> mpsc::Sender<()> {
+fn spawn(work: Arc<Work>) -> mpsc::Sender<()> {
     let (tx, rx) = mpsc::channel();
-    let work = move || rx.into_iter().for_each(|()| while Packer::turn(&packer) {});
+    let body = move || rx.into_iter().for_each(|()| while work.turn() {});
     // A host without a thread to spare drops the receiver.
-    let _ = std::thread::Builder::new().name("checkpoints".into()).spawn(work);
+    let _ = std::thread::Builder::new().name("checkpoints".into()).spawn(body);
     tx
 }
 

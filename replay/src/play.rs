@@ -99,6 +99,8 @@ struct Progress {
     good: Icount,
     /// The machine was changed by its owner, so state may differ from now on.
     poked: bool,
+    /// Records consumed, counted from the beginning of a frame: number of that frame, number of records.
+    consumed: (usize, usize),
 }
 
 /// What a player has found so far; stays readable while the machine owns the player.
@@ -130,6 +132,11 @@ impl PlayMonitor {
     /// Did the machine's owner change it, so that hashes are no longer compared?
     pub fn poked(&self) -> bool {
         self.lock().poked
+    }
+
+    /// How much of the log has been played: so many records from the beginning of a frame.
+    pub(crate) fn consumed(&self) -> (usize, usize) {
+        self.lock().consumed
     }
 
     /// Notes a difference; the first one stays.
@@ -198,10 +205,12 @@ impl Player {
         let next_frame = log.frame_at(icount)?;
         let known = log.frame(next_frame)?.map_or_else(|| log.end().when, |f| f.start);
         let mut player = Self { next_frame, known, monitor, output, ..Self::new(log, mailbox) };
+        player.monitor.lock().consumed = (next_frame, 0);
         while player.more && player.known.icount < icount {
             player.read_frame();
-            player.queue.retain(|r| r.when.icount >= icount);
-            player.events.retain(|e| *e >= icount);
+            while player.queue.front().is_some_and(|r| r.when.icount < icount) {
+                player.pop();
+            }
         }
         Ok(player)
     }
@@ -261,6 +270,7 @@ impl Player {
     /// Takes the record in front.
     fn pop(&mut self) -> Option<Record> {
         let record = self.queue.pop_front()?;
+        self.monitor.lock().consumed.1 += 1;
         if matches!(record.what, What::Event(_)) {
             self.events.pop_front();
         }

@@ -56,14 +56,48 @@ struct State {
     failed: Option<RecordError>,
     finished: bool,
     on_error: OnError,
+    /// The last hash point.
+    hashed: Option<Icount>,
 }
 
 /// A recording in progress: the log of a run, in memory and perhaps in a file. Clones share one log.
 #[derive(Clone)]
 pub struct Recording {
     state: Arc<Mutex<State>>,
-    tape: Tape,
     output: OutputDigest,
+}
+
+/// The log of one branch of a run, apart from the recording that fills it.
+pub(crate) struct Track(Box<State>);
+
+impl Track {
+    /// Goes on from `start`, where `tape` ends, in memory only.
+    pub fn new(machine: &MachineConfig, tape: Tape, start: When) -> Self {
+        Self(Box::new(State {
+            file: "the history".into(),
+            written: start,
+            frames: Frames::new(machine, start),
+            writer: None,
+            tape,
+            last_frame: Instant::now(),
+            failed: None,
+            finished: false,
+            on_error: Box::new(|_| ()),
+            hashed: None,
+        }))
+    }
+
+    pub fn into_tape(self) -> Tape {
+        self.0.tape
+    }
+
+    /// Ends the file of this log, if it has one, with `end`, where the branch was left.
+    ///
+    /// # Errors
+    /// As [`Recording::finish`].
+    pub fn finish(&mut self, end: &EndRecord) -> Result<(), RecordError> {
+        self.0.finish(end)
+    }
 }
 
 impl Recording {
@@ -110,8 +144,9 @@ impl Recording {
     ) -> Result<Self, RecordError> {
         match TraceWriter::new(out, machine, images) {
             Ok(writer) => {
-                let (frames, tape) = (Frames::new(machine, When::default()), Tape::new(machine));
-                Ok(Self::with(file, Some(writer), frames, tape, on_error))
+                let mut track = Track::new(machine, Tape::new(machine), When::default());
+                (track.0.file, track.0.writer, track.0.on_error) = (file, Some(writer), on_error);
+                Ok(track.into())
             }
             Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
         }
@@ -119,33 +154,12 @@ impl Recording {
 
     /// Keeps the log of a run from power-on in memory only.
     pub fn unwritten(machine: &MachineConfig) -> Self {
-        Self::branch(machine, Tape::new(machine), When::default())
+        Track::new(machine, Tape::new(machine), When::default()).into()
     }
 
-    /// Goes on from `start`, where `tape` ends, in memory only.
-    pub(crate) fn branch(machine: &MachineConfig, tape: Tape, start: When) -> Self {
-        Self::with("the history".into(), None, Frames::new(machine, start), tape, Box::new(|_| ()))
-    }
-
-    fn with(
-        file: String,
-        writer: Option<TraceWriter>,
-        frames: Frames,
-        tape: Tape,
-        on_error: OnError,
-    ) -> Self {
-        let state = State {
-            file,
-            written: frames.start(),
-            frames,
-            writer,
-            tape: tape.clone(),
-            last_frame: Instant::now(),
-            failed: None,
-            finished: false,
-            on_error,
-        };
-        Self { state: Arc::new(Mutex::new(state)), tape, output: OutputDigest::default() }
+    /// Goes on filling another log, and gives out the one filled so far.
+    pub(crate) fn swap(&self, track: &mut Track) {
+        std::mem::swap(&mut *self.lock(), &mut *track.0);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -154,7 +168,7 @@ impl Recording {
 
     /// A port that plays `inner` and logs what it says.
     pub fn port<P: InputPort>(&self, inner: P) -> Recorder<P> {
-        Recorder { inner, to: self.clone(), hashed: None }
+        Recorder { inner, to: self.clone() }
     }
 
     /// A sink that passes output on to `inner` and keeps the digest that hash points carry.
@@ -173,8 +187,8 @@ impl Recording {
     }
 
     /// The log in memory, complete up to the last [`Recording::flush`].
-    pub fn tape(&self) -> &Tape {
-        &self.tape
+    pub fn tape(&self) -> Tape {
+        self.lock().tape.clone()
     }
 
     /// The digest of the run's output.
@@ -193,19 +207,7 @@ impl Recording {
     /// If the file could not be written to its end; it replays up to the point the error names.
     pub fn finish(&self, now: When, reason: ExitReason, hash: StateHash) -> Result<(), RecordError> {
         let end = EndRecord { when: now, reason, hash, output: self.output.value() };
-        let mut state = self.lock();
-        if let Some(e) = &state.failed {
-            return Err(e.clone());
-        }
-        if state.finished {
-            return Ok(());
-        }
-        state.flush(now);
-        state.finished = true;
-        let State { writer: Some(writer), failed: None, .. } = &mut *state else {
-            return state.failed.clone().map_or(Ok(()), Err);
-        };
-        writer.finish(&end).map_err(|e| state.write_error(&e))
+        self.lock().finish(&end)
     }
 
     /// Ends the recording of `vm` where it stands, for `reason`. Later calls do nothing.
@@ -232,7 +234,26 @@ impl Recording {
     }
 }
 
+impl From<Track> for Recording {
+    fn from(track: Track) -> Self {
+        Self { state: Arc::new(Mutex::new(*track.0)), output: OutputDigest::default() }
+    }
+}
+
 impl State {
+    fn finish(&mut self, end: &EndRecord) -> Result<(), RecordError> {
+        if self.finished {
+            return Ok(());
+        }
+        self.flush(end.when);
+        self.finished = true;
+        match (&mut self.writer, &self.failed) {
+            (_, Some(e)) => Err(e.clone()),
+            (None, None) => Ok(()),
+            (Some(writer), None) => writer.finish(end).map_err(|e| self.write_error(&e)),
+        }
+    }
+
     fn write_error(&self, e: &io::Error) -> RecordError {
         RecordError::Write { file: self.file.clone(), why: e.to_string(), icount: self.written.icount }
     }
@@ -282,8 +303,6 @@ impl State {
 pub struct Recorder<P> {
     inner: P,
     to: Recording,
-    /// The last hash point.
-    hashed: Option<Icount>,
 }
 
 impl<P: InputPort> InputPort for Recorder<P> {
@@ -315,6 +334,10 @@ impl<P: InputPort> InputPort for Recorder<P> {
         self.inner.set_deadline(deadline)
     }
 
+    fn resume(&mut self, now: When) {
+        self.inner.resume(now)
+    }
+
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.to.log_event(now, event);
         self.inner.inject(now, event);
@@ -323,7 +346,8 @@ impl<P: InputPort> InputPort for Recorder<P> {
     fn check(&mut self, now: When, hash: StateHash) -> bool {
         let good = self.inner.check(now, hash);
         // An engine that is stopped at a hash point may take it again when it goes on.
-        if self.hashed.replace(now.icount) != Some(now.icount) {
+        let taken = self.to.lock().hashed.replace(now.icount);
+        if taken != Some(now.icount) {
             self.to.log(now, What::Hash { hash, output: self.to.output.close() });
         }
         self.to.lock().boundary(now, FLUSH_AFTER);

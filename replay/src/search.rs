@@ -65,7 +65,7 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::reverse_continue`].
     pub fn reverse_step(&mut self, vm: &mut Vm, vcpu: usize) -> Result<bool, TimelineError> {
-        let start = self.history().start().unwrap_or_default();
+        let Some(start) = self.history().start() else { return Err(self.too_early()) };
         loop {
             let here = vm.when().icount;
             if here <= start {
@@ -109,6 +109,9 @@ impl Timeline {
 
     /// Searches backwards from `from` for the last hit of `wanted` before it. The machine ends up anywhere.
     fn last_hit(&mut self, vm: &mut Vm, wanted: &Hooks, from: Icount) -> Result<Option<Hit>, TimelineError> {
+        if self.history().is_empty() {
+            return Err(self.too_early());
+        }
         self.leave_head(vm);
         let mut end = from;
         loop {

@@ -4,30 +4,34 @@
 //! trace ends), or in the *past*, where a player gives it what it heard then. Running forward from the past leads to the
 //! head and on. The state at an icount is the state on first arrival there, whichever way led there.
 
+use crate::branch::{Name, Parked};
 use crate::format::TraceError;
 use crate::history::{Checkpoint, History, Stretch};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
-use crate::output::{HashedOutput, OutputDigest};
+use crate::output::{HashedOutput, OutputDigest, OutputState};
 use crate::pages::{PAGE, PageMap, Unpacker};
 use crate::play::{PlayMonitor, Player};
-use crate::record::Recording;
+use crate::record::{RecordError, Recording};
 use retrovisor_core::Icount;
+use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{InputPort, NoInput, When};
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_core::state::StateError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 use thiserror::Error;
 
-/// Instructions between two checkpoints at least, while the history grows.
-const INTERVAL: u64 = 1 << 24;
-/// ... and at most.
-const MAX_INTERVAL: u64 = 1 << 34;
-/// Share of the run's time that checkpoints may take: one part in so many.
-const SHARE: u32 = 64;
+/// Checkpoints of a growing history stand on multiples of so many instructions.
+const GRID: u64 = 1 << 24;
+/// Time between two of them at least: what going back to any point between them costs about.
+const APART: Duration = Duration::from_millis(80);
+/// Share of the run's time that they may take: one part in so many.
+const SHARE: u32 = 32;
+/// Pages (4 KiB) a checkpoint copies before it has them compressed, if there are more.
+const AT_ONCE: usize = 1 << 15;
 /// Instructions between two looks at whether to go on.
 const LOOK_EVERY: u64 = 1 << 22;
 /// Distances before a point gone to at which checkpoints are taken on the way: what is looked at next lies near.
@@ -48,50 +52,64 @@ pub enum TimelineError {
     Diverged { at: Icount },
     #[error("interrupted")]
     Interrupted,
+    #[error("no branch: {0}")]
+    NoBranch(&'static str),
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
-/// The newest point of a live run, kept while the machine is elsewhere.
-struct Head {
-    input: Box<dyn InputPort>,
-    output: Box<dyn OutputSink>,
-    at: When,
+/// The newest point of a branch of a live run, kept while the machine is elsewhere.
+pub(crate) struct Head {
+    pub at: When,
     state: Vec<u8>,
     pages: PageMap,
+    pub hash: StateHash,
+    pub output: OutputState,
     open: Stretch,
 }
 
 /// A way to run a machine.
 pub(crate) type Run = fn(&mut Vm, Option<Icount>) -> VmExit;
 
-/// Where a run's log comes from.
-enum Source {
-    /// The run is live: inputs are recorded as they come.
-    Live(Recording),
-    /// The run is replayed from a trace.
-    Trace(Arc<dyn Log>),
+/// What this thread has computed so far: neither the guest's idle time nor what else the host does counts.
+fn cpu_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
 }
+
+/// What a live machine hears and what it says.
+type Doors = (Box<dyn InputPort>, Box<dyn OutputSink>);
 
 /// A machine's history and its place in it. Every method is given the one machine it belongs to.
 pub struct Timeline {
-    source: Source,
-    history: History,
+    /// The trace, if the machine is on the branch that replays one; otherwise it is on one that goes on live...
+    pub(crate) trace: Option<Arc<dyn Log>>,
+    /// ...and is recorded here.
+    pub(crate) recording: Recording,
+    pub(crate) history: History,
     /// `Some`: the machine of a live run is in the past.
-    head: Option<Box<Head>>,
-    mailbox: Arc<Mailbox>,
-    monitor: PlayMonitor,
+    pub(crate) head: Option<Box<Head>>,
+    /// Its doors at the head, while it is in the past.
+    pub(crate) doors: Option<Doors>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) monitor: PlayMonitor,
     /// The output of replays.
-    digest: OutputDigest,
+    pub(crate) digest: OutputDigest,
     /// What memory held when pages were last asked for, and what is known of the stretch before that.
     base: PageMap,
     open: Stretch,
     unpacker: Unpacker,
-    /// icount of the next checkpoint while the history grows, and the distance to the one after it.
+    /// When (by [`cpu_time`]) and where the last checkpoint of the growing history was taken, and where the next is due.
+    last: Duration,
+    grown: Icount,
     next: u64,
-    interval: u64,
-    last: Instant,
     /// The newest point known.
-    newest: Icount,
+    pub(crate) newest: Icount,
     cancel: Arc<AtomicBool>,
+    pub(crate) name: Name,
+    pub(crate) parked: Vec<Parked>,
+    /// Number of the next branch.
+    pub(crate) next_branch: usize,
 }
 
 impl Timeline {
@@ -99,7 +117,7 @@ impl Timeline {
     /// `mailbox` is that of the live port. The history takes up to `budget` bytes.
     pub fn live(vm: &mut Vm, recording: Recording, mailbox: Arc<Mailbox>, budget: u64) -> Self {
         let (monitor, digest) = (PlayMonitor::default(), OutputDigest::default());
-        Self::new(vm, Source::Live(recording), mailbox, (monitor, digest), budget)
+        Self::new(vm, None, recording, mailbox, (monitor, digest), budget)
     }
 
     /// The timeline of a replay of `log` by a player that has `monitor` and `digest`; `vm` stands before its first
@@ -111,32 +129,39 @@ impl Timeline {
         told: (PlayMonitor, OutputDigest),
         budget: u64,
     ) -> Self {
-        Self::new(vm, Source::Trace(log), mailbox, told, budget)
+        let recording = Recording::unwritten(&vm.config);
+        Self::new(vm, Some(log), recording, mailbox, told, budget)
     }
 
     fn new(
         vm: &mut Vm,
-        source: Source,
+        trace: Option<Arc<dyn Log>>,
+        recording: Recording,
         mailbox: Arc<Mailbox>,
         (monitor, digest): (PlayMonitor, OutputDigest),
         budget: u64,
     ) -> Self {
         let at = vm.when().icount;
         let mut timeline = Self {
-            source,
+            trace,
+            recording,
             history: History::new(budget),
             head: None,
+            doors: None,
             mailbox,
             monitor,
             digest,
             base: PageMap::new(vm.sys.mem.flags.len()),
             open: Stretch::begin(at),
             unpacker: Unpacker::new(),
+            last: cpu_time(),
+            grown: at,
             next: 0,
-            interval: INTERVAL,
-            last: Instant::now(),
             newest: at,
             cancel: Arc::default(),
+            name: Name { id: 1, parent: None },
+            parked: Vec::new(),
+            next_branch: 2,
         };
         timeline.grow(vm);
         timeline
@@ -150,18 +175,28 @@ impl Timeline {
 
     /// Is the machine in the past of a live run, or before the end of a trace?
     pub fn in_past(&self, vm: &Vm) -> bool {
-        match self.source {
-            Source::Live(_) => self.head.is_some(),
-            Source::Trace(_) => vm.when() < self.end(vm),
+        match &self.trace {
+            None => self.head.is_some(),
+            Some(log) => vm.when() < log.end().when,
         }
+    }
+
+    /// Does the machine hear what comes, rather than what a log says?
+    pub fn is_live(&self) -> bool {
+        self.trace.is_none() && self.head.is_none()
+    }
+
+    /// Does the machine follow a trace, which ends?
+    pub fn on_trace(&self) -> bool {
+        self.trace.is_some()
     }
 
     /// The newest point: the live head, or the end of the trace.
     pub fn end(&self, vm: &Vm) -> When {
-        match (&self.source, &self.head) {
-            (Source::Trace(log), _) => log.end().when,
-            (Source::Live(_), Some(head)) => head.at,
-            (Source::Live(_), None) => vm.when(),
+        match (&self.trace, &self.head) {
+            (Some(log), _) => log.end().when,
+            (None, Some(head)) => head.at,
+            (None, None) => vm.when(),
         }
     }
 
@@ -180,17 +215,17 @@ impl Timeline {
 
     /// The log of the run, complete up to the machine's point if that is the head.
     pub fn log(&self) -> Arc<dyn Log> {
-        match &self.source {
-            Source::Live(recording) => Arc::new(recording.tape().clone()),
-            Source::Trace(log) => Arc::clone(log),
+        match &self.trace {
+            None => Arc::new(self.recording.tape()),
+            Some(log) => Arc::clone(log),
         }
     }
 
     /// As [`Timeline::log`], with everything up to the machine's point.
     pub fn log_to_here(&self, vm: &mut Vm) -> Arc<dyn Log> {
-        if let (Source::Live(recording), None) = (&self.source, &self.head) {
+        if self.is_live() {
             vm.arrive();
-            recording.flush(vm.when());
+            self.recording.flush(vm.when());
         }
         self.log()
     }
@@ -202,10 +237,7 @@ impl Timeline {
         let at = vm.when();
         self.look_at_memory(vm);
         let stretch = std::mem::replace(&mut self.open, Stretch::begin(at.icount));
-        let digest = match (&self.source, &self.head) {
-            (Source::Live(recording), None) => recording.digest(),
-            _ => &self.digest,
-        };
+        let digest = if self.is_live() { self.recording.digest() } else { &self.digest };
         let checkpoint = Checkpoint {
             at,
             state: vm.save_state().into(),
@@ -215,6 +247,9 @@ impl Timeline {
             dense,
         };
         self.history.insert(checkpoint, at.icount);
+        if self.history.bytes() > self.history.budget() && self.head.is_none() {
+            return self.give_up(vm);
+        }
         if let Some(known) = self.history.get(at.icount) {
             // The same contents: share its pages.
             self.base = known.pages.clone();
@@ -224,29 +259,45 @@ impl Timeline {
     /// Learns what memory holds now, and what was touched since the last time.
     fn look_at_memory(&mut self, vm: &mut Vm) {
         let written = vm.take_written();
-        for page in &written {
-            self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+        for pages in written.chunks(AT_ONCE) {
+            for page in pages {
+                self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+            }
+            self.history.store.hand_on();
+            // So many that they are to be compressed before there are more.
+            if written.len() > AT_ONCE {
+                self.history.store.settle();
+            }
         }
-        self.history.store.hand_on();
         self.open.add(&written, &vm.take_footprint());
     }
 
-    /// Takes a checkpoint because the history grows, and says when the next is due: so that they take a small part of the
-    /// time, whatever they cost.
+    /// Not even the newest checkpoint fits into the budget: no history is kept from now on.
+    fn give_up(&mut self, vm: &Vm) {
+        self.history.clear();
+        self.drop_branches();
+        self.base = PageMap::new(vm.sys.mem.flags.len());
+        self.next = u64::MAX;
+    }
+
+    /// Takes a checkpoint because the history grows, and decides when the next is due: so that going back is fast, and so
+    /// that they take a small part of the time, whatever they cost.
     fn grow(&mut self, vm: &mut Vm) {
-        let began = Instant::now();
-        let ran = began - self.last;
+        let began = cpu_time();
         self.capture(vm, false);
-        let took = began.elapsed();
-        if took * SHARE > ran {
-            self.interval = (self.interval * 2).min(MAX_INTERVAL);
-        } else if took * SHARE * 2 < ran {
-            self.interval = (self.interval / 2).max(INTERVAL);
-        }
-        self.last = Instant::now();
-        let here = vm.when().icount.0;
-        self.newest = self.newest.max(Icount(here));
-        self.next = (here / INTERVAL * INTERVAL).saturating_add(self.interval);
+        let (took, ran, here) =
+            (cpu_time().saturating_sub(began), began.saturating_sub(self.last), vm.when().icount);
+        let rate = here.0.saturating_sub(self.grown.0) as f64 / ran.as_secs_f64().max(1e-3);
+        let apart = (took * SHARE).max(APART).as_secs_f64() * rate;
+        (self.last, self.grown) = (cpu_time(), here);
+        self.newest = self.newest.max(here);
+        self.next = (here.0 / GRID + (apart / GRID as f64) as u64 + 1) * GRID;
+    }
+
+    /// The history of this branch grows from `at` on.
+    pub(crate) fn grow_from(&mut self, at: Icount) {
+        (self.newest, self.grown, self.next) = (at, at, 0);
+        self.last = cpu_time();
     }
 
     fn grow_if_new(&mut self, vm: &mut Vm) {
@@ -259,13 +310,15 @@ impl Timeline {
 
     /// When the next checkpoint is due.
     fn due(&mut self, here: Icount) -> u64 {
+        if self.history.is_empty() {
+            return u64::MAX;
+        }
         if here < self.newest {
             // Nothing new is seen before there.
             return self.newest.0;
         }
         if self.next <= here.0 {
-            self.next = (here.0 / INTERVAL * INTERVAL).saturating_add(self.interval);
-            self.last = Instant::now();
+            self.next = (here.0 / GRID + 1) * GRID;
         }
         self.next
     }
@@ -316,10 +369,10 @@ impl Timeline {
 
     fn seek_quietly(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
         let (here, end) = (vm.when().icount, self.end(vm).icount);
-        let to = match self.source {
-            Source::Live(_) if to >= end => return self.jump_to_head(vm),
-            _ => to.min(end),
-        };
+        if self.trace.is_none() && to >= end {
+            return self.jump_to_head(vm);
+        }
+        let to = to.min(end);
         let from = match self.history.before(to) {
             Some(c) => c.at.icount,
             None => return Err(self.too_early()),
@@ -339,10 +392,10 @@ impl Timeline {
         self.play(vm, to)
     }
 
-    fn too_early(&self) -> TimelineError {
+    pub(crate) fn too_early(&self) -> TimelineError {
         match self.history.start() {
             Some(start) => TimelineError::BeforeStart { start },
-            None => TimelineError::NoHistory("it does not fit into the memory it was given"),
+            None => TimelineError::NoHistory("the guest's memory does not fit into what --history gives it"),
         }
     }
 
@@ -396,25 +449,30 @@ impl Timeline {
 
     /// Before the machine of a live run goes to the past: keeps what is needed to go on from here.
     pub(crate) fn leave_head(&mut self, vm: &mut Vm) {
-        let Source::Live(recording) = &self.source else { return };
-        if self.head.is_some() {
+        if self.trace.is_some() || self.head.is_some() {
             return;
         }
         // The log says everything up to here, and a player asks for what is due here before it hears that it ends.
         vm.arrive();
         let at = vm.when();
-        recording.flush(at);
+        self.recording.flush(at);
+        let output = self.recording.digest().snapshot();
         self.newest = self.newest.max(at.icount);
+        let hash = vm.state_hash();
         self.look_at_memory(vm);
         self.head = Some(Box::new(Head {
-            input: std::mem::replace(&mut vm.sys.input, Box::new(NoInput)),
-            output: std::mem::replace(&mut vm.sys.output, Box::new(NullSink)),
             at,
             state: vm.save_state(),
             pages: self.base.clone(),
+            hash,
+            output,
             open: self.open.clone(),
         }));
-        vm.sys.output = Box::new(HashedOutput::new(NullSink, self.digest.clone()));
+        let output = Box::new(HashedOutput::new(NullSink, self.digest.clone()));
+        self.doors = Some((
+            std::mem::replace(&mut vm.sys.input, Box::new(NoInput)),
+            std::mem::replace(&mut vm.sys.output, output),
+        ));
     }
 
     /// Puts the machine of a live run to the newest point.
@@ -422,10 +480,18 @@ impl Timeline {
         let Some(head) = self.head.take() else { return Ok(()) };
         self.restore_memory(vm, &head.pages);
         vm.load_state(&head.state)?;
-        (vm.sys.input, vm.sys.output) = (head.input, head.output);
+        self.recording.digest().restore(head.output);
         self.open = head.open;
-        self.last = Instant::now();
+        self.enter_live(vm);
         Ok(())
+    }
+
+    /// The machine hears and says what its host does again.
+    pub(crate) fn enter_live(&mut self, vm: &mut Vm) {
+        if let Some(doors) = self.doors.take() {
+            (vm.sys.input, vm.sys.output) = doors;
+            vm.sys.input.resume(vm.when());
+        }
     }
 
     /// Puts a machine in the past to a checkpoint.

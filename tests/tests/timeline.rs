@@ -3,19 +3,23 @@
 
 #![allow(clippy::unwrap_used)]
 
+use iced_x86::code_asm::*;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::engine::Engine;
 use retrovisor_core::engine::hooks::{Hooks, Occurrence, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::exception::vector;
 use retrovisor_core::hash::StateHash;
-use retrovisor_core::input::{NoInput, When};
+use retrovisor_core::input::{InputEvent, NoInput, When};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
 use retrovisor_core::{Gpa, Gva, Icount};
 use retrovisor_replay::search::Reason;
-use retrovisor_replay::{Mailbox, Recording, Timeline, TimelineError};
+use retrovisor_replay::{
+    ExitReason, Mailbox, Recording, Replay, Timeline, TimelineError, Trace, VerifyOptions, verify,
+};
+use retrovisor_tests::asm::multiboot;
 use retrovisor_tests::program;
 use retrovisor_tests::ticker::{self, Keys, Random};
 use std::collections::{BTreeMap, HashMap};
@@ -276,4 +280,162 @@ fn the_last_writer_is_found_and_the_machine_stays_where_it_is() {
     assert_eq!(word(&vm), now);
     // Code is written once, by the loader, before history begins.
     assert_eq!(timeline.last_write(&mut vm, Gpa(0x10_0040), 4).unwrap(), None);
+}
+
+/// Where the guest adds up what it was sent: a sum that stays small by itself.
+const SUM: u64 = ticker::TICKS as u64 + 12;
+const LARGE: u32 = 0x4000_0000;
+
+/// A debugger makes the sum large: a logged input.
+fn enlarge(vm: &mut Vm) {
+    vm.inject(&InputEvent::WritePhys { gpa: SUM, bytes: LARGE.to_le_bytes().to_vec() });
+}
+
+fn is_large(vm: &Vm) -> bool {
+    let mut b = [0; 4];
+    vm.sys.mem.read_phys(Gpa(SUM), &mut b);
+    u32::from_le_bytes(b) >= LARGE
+}
+
+#[test]
+fn a_branch_goes_on_by_itself_and_the_old_one_is_kept() {
+    let (mut vm, mut timeline) = live(Engine::Jit, 64 << 20);
+    timeline.run(&mut vm, Some(Icount(3_000_000)));
+    let head = (vm.when(), vm.state_hash());
+    assert_eq!(timeline.branch(&mut vm).unwrap(), 1, "nothing to branch from at the head");
+    timeline.seek(&mut vm, Icount(1_000_000)).unwrap();
+    assert_eq!(timeline.branch(&mut vm).unwrap(), 2);
+    assert!(!timeline.in_past(&vm));
+    enlarge(&mut vm);
+    timeline.run(&mut vm, Some(Icount(2_000_000)));
+    let there = vm.state_hash();
+    assert!(is_large(&vm));
+    timeline.seek(&mut vm, Icount(1_500_000)).unwrap();
+    assert!(timeline.in_past(&vm) && is_large(&vm));
+    timeline.seek(&mut vm, Icount(999_999)).unwrap();
+    assert!(!is_large(&vm), "before the fork both are the same");
+    timeline.run(&mut vm, Some(Icount(2_000_000)));
+    assert_eq!(vm.state_hash(), there);
+    // The first branch is as it was left, there and back again.
+    timeline.switch(&mut vm, 1).unwrap();
+    assert_eq!((vm.when(), vm.state_hash()), head);
+    timeline.seek(&mut vm, Icount(2_000_000)).unwrap();
+    assert!(!is_large(&vm));
+    timeline.switch(&mut vm, 2).unwrap();
+    assert_eq!(vm.state_hash(), there);
+    let ends: Vec<_> =
+        timeline.branches(&vm).iter().map(|b| (b.id, b.parent, b.end.icount, b.current)).collect();
+    let parent = Some((1, Icount(1_000_000)));
+    assert_eq!(ends, [(1, None, head.0.icount, false), (2, parent, Icount(2_000_000), true)]);
+    assert!(timeline.drop_branch(2).is_err() && timeline.drop_branch(7).is_err());
+    // From the first one's head the run goes on to its own end.
+    timeline.switch(&mut vm, 1).unwrap();
+    timeline.drop_branch(2).unwrap();
+    let exit = timeline.run(&mut vm, None);
+    assert_eq!((exit, vm.state_hash()), (straight().0, straight().2));
+}
+
+#[test]
+fn a_file_keeps_the_branch_it_was_begun_with() {
+    let (config, images) = (ticker::config(ClockKind::Virtual), ticker::images(300));
+    let (recording, file) = Recording::in_memory(&config, &images).unwrap();
+    let (port, output) = (recording.port(Keys::new(None)), recording.output(NullSink));
+    let mut vm = Vm::new(config, images, Box::new(port), Box::new(output)).unwrap();
+    let mut timeline = Timeline::live(&mut vm, recording, Mailbox::new(), 64 << 20);
+    timeline.run(&mut vm, Some(Icount(3_000_000)));
+    let (head, hash) = (vm.when(), vm.state_hash());
+    timeline.seek(&mut vm, Icount(2_000_000)).unwrap();
+    timeline.branch(&mut vm).unwrap();
+    timeline.run(&mut vm, Some(Icount(2_500_000)));
+    timeline.finish(&mut vm, ExitReason::Quit).unwrap();
+    let trace = Trace::from_bytes("t.rvt", file.bytes()).unwrap();
+    let report = verify(&trace, VerifyOptions::default(), &mut |_| ()).unwrap();
+    assert_eq!((report.when, report.hash, report.reason), (head, hash, Some(ExitReason::Quit)));
+}
+
+#[test]
+fn a_replay_goes_anywhere_and_can_be_led_astray_and_back() {
+    let (config, images) = (ticker::config(ClockKind::Virtual), ticker::images(300));
+    let (recording, file) = Recording::in_memory(&config, &images).unwrap();
+    let (port, output) = (recording.port(Keys::new(None)), recording.output(NullSink));
+    let mut vm = Vm::new(config, images, Box::new(port), Box::new(output)).unwrap();
+    let exit = vm.run(None);
+    recording.finish_vm(&mut vm, ExitReason::from_exit(exit)).unwrap();
+    let (end, hash) = (vm.when(), vm.state_hash());
+    let trace = Trace::from_bytes("t.rvt", file.bytes()).unwrap();
+    let mut replay =
+        Replay::new(&trace, VerifyOptions::default(), Box::new(NullSink)).unwrap().with_history(64 << 20);
+    let (timeline, vm) = replay.vm.travel().unwrap();
+    timeline.seek(vm, Icount(3_000_000)).unwrap();
+    let at = vm.state_hash();
+    timeline.seek(vm, Icount(1_000_000)).unwrap();
+    assert_eq!(timeline.branch(vm).unwrap(), 2);
+    enlarge(vm);
+    timeline.run(vm, Some(Icount(2_000_000)));
+    assert!(is_large(vm));
+    timeline.reverse_step(vm, 0).unwrap();
+    timeline.switch(vm, 1).unwrap();
+    assert_eq!(vm.when().icount, Icount(1_000_000));
+    timeline.seek(vm, Icount(3_000_000)).unwrap();
+    assert_eq!(vm.state_hash(), at);
+    timeline.switch(vm, 2).unwrap();
+    assert!(is_large(vm));
+    timeline.switch(vm, 1).unwrap();
+    let exit = replay.vm.run(None);
+    let report = replay.conclude(exit).unwrap().unwrap();
+    assert_eq!((report.when, report.hash), (end, hash));
+}
+
+/// Fills 16 MiB with noise, again and again.
+fn noise() -> Vec<u8> {
+    multiboot(|a| {
+        let (mut again, mut next) = (a.create_label(), a.create_label());
+        a.mov(eax, 0x1234_5678).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.mov(edi, 0x20_0000).unwrap();
+        a.set_label(&mut next).unwrap();
+        for shift in [13, -17, 5] {
+            a.mov(ebx, eax).unwrap();
+            if shift > 0 {
+                a.shl(ebx, shift).unwrap()
+            } else {
+                a.shr(ebx, -shift).unwrap()
+            }
+            a.xor(eax, ebx).unwrap();
+        }
+        a.mov(dword_ptr(edi), eax).unwrap();
+        a.add(edi, 4).unwrap();
+        a.cmp(edi, 0x120_0000).unwrap();
+        a.jb(next).unwrap();
+        a.jmp(again).unwrap();
+    })
+}
+
+#[test]
+fn a_guest_that_writes_all_its_memory_stays_within_the_budget() {
+    let images = Images { kernel: Some(noise()), kernel_name: "noise".into(), ..Images::default() };
+    for (budget, fits) in [(8 << 20, false), (24 << 20, true)] {
+        let config = MachineConfig { memory: 32 << 20, ..MachineConfig::default() };
+        let recording = Recording::unwritten(&config);
+        let (port, output) = (recording.port(NoInput), recording.output(NullSink));
+        let mut vm = Vm::new(config, images.clone(), Box::new(port), Box::new(output)).unwrap();
+        let mut timeline = Timeline::live(&mut vm, recording, Mailbox::new(), budget);
+        for n in 1..=100 {
+            assert_eq!(timeline.run(&mut vm, Some(Icount(n * 30_000_000))), VmExit::Reached);
+            assert!(timeline.history().bytes() <= budget, "{} of {budget}", timeline.history().bytes());
+        }
+        let head = (vm.when(), vm.state_hash());
+        if fits {
+            assert!(timeline.history().len() > 1);
+            assert!(timeline.reverse_step(&mut vm, 0).unwrap());
+            timeline.seek(&mut vm, Icount(5)).unwrap();
+        } else {
+            let none = timeline.reverse_step(&mut vm, 0);
+            assert!(matches!(none, Err(TimelineError::NoHistory(_))), "{none:?}");
+            assert!(timeline.reverse_continue(&mut vm).is_err());
+        }
+        timeline.seek(&mut vm, Icount(u64::MAX)).unwrap();
+        assert_eq!((vm.when(), vm.state_hash()), head);
+        assert_eq!(timeline.run(&mut vm, Some(Icount(3_100_000_000))), VmExit::Reached);
+    }
 }

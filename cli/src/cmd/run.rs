@@ -6,13 +6,12 @@ use crate::config;
 use crate::console::{Serial, SerialSink};
 use crate::exit;
 use anyhow::{Context, Result, anyhow};
-use retrovisor_core::Icount;
 use retrovisor_core::input::NoInput;
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::{Exit, Options};
-use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recording, Timeline};
+use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recording, Timeline, TimelineError};
 
 /// Runs a guest; the process's exit code.
 ///
@@ -80,11 +79,12 @@ fn finish(ended: &mut Ended, recording: &Recording, a: &RunArgs) -> Result<u8> {
             eprintln!("retrovisor: {mismatch}");
         }
         // What is recorded ends at the newest point, wherever the debugger left the machine.
-        if let Ok((timeline, vm)) = vm.travel() {
-            timeline.seek(vm, Icount(u64::MAX))?;
-        }
+        let done = match vm.travel() {
+            Ok((timeline, vm)) => timeline.finish(vm, reason(ended.exit)),
+            Err(_) => recording.finish_vm(vm, reason(ended.exit)).map_err(TimelineError::from),
+        };
         // Said again if it stopped early: the line may be far up by now. A code of the guest's is worth more.
-        if let Err(e) = recording.finish_vm(vm, reason(ended.exit)) {
+        if let Err(e) = done {
             eprintln!("retrovisor: {e}");
             code = if code == 0 { exit::BAD_INPUT } else { code };
         }

@@ -44,7 +44,12 @@ impl PageFilter {
 
     /// The bits that are set, ascending: a small form of a sparse filter, to be searched for [`PageFilter::bit`].
     pub fn bits(&self) -> Vec<u16> {
-        (0..=u16::MAX).filter(|n| self.has(*n)).collect()
+        let mut bits = Vec::new();
+        for (n, word) in self.words.iter().enumerate().filter(|(_, w)| **w != 0) {
+            let set = (0..64).filter(|b| word >> b & 1 != 0);
+            bits.extend(set.map(|b| (n * 64 + b) as u16));
+        }
+        bits
     }
 }
 

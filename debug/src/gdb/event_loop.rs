@@ -16,6 +16,7 @@ use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition::{Begin, End};
 use gdbstub::target::ext::breakpoints::WatchKind as GdbWatch;
 use retrovisor_core::engine::hooks::{WatchAddr, WatchHit, WatchKind};
 use retrovisor_core::exception::vector;
+use retrovisor_replay::BranchInfo;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -331,6 +332,9 @@ impl<W: Write> Conn<W> {
     }
 
     fn report(&mut self, stop: &Stop) -> Result<(), Broken> {
+        if let Some(text) = self.other_branch(stop)? {
+            self.out.write_all(&console(&text))?;
+        }
         if let Some(text) = self.announcement(stop)? {
             self.out.write_all(&console(&text))?;
         }
@@ -354,6 +358,20 @@ impl<W: Write> Conn<W> {
         };
         self.send(encode(reply.as_bytes()))?;
         Ok(Ended::Exited(exit))
+    }
+
+    /// What to print if the client has changed the past since the last stop.
+    fn other_branch(&mut self, stop: &Stop) -> Result<Option<String>, SessionError> {
+        let here = self.target.client.timeline()?.and_then(|t| t.branches.into_iter().find(|b| b.current));
+        let Some(BranchInfo { id, parent: Some((parent, at)), .. }) = here else { return Ok(None) };
+        if std::mem::replace(&mut self.target.branch, id) == id
+            || matches!(stop.reason, StopReason::Branch(_))
+        {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "retrovisor: the past was changed at icount {at}: this is branch {id}; `monitor branch {parent}` goes back\n"
+        )))
     }
 
     /// What to print about a stop, where gdb's own words for it would not tell.

@@ -59,6 +59,8 @@ pub struct Debuggee {
     moved: bool,
     /// The run whose stop the command's answer told.
     pub shown: Option<u64>,
+    /// The branch the client knows it is on.
+    pub branch: usize,
     pub software: BTreeSet<u64>,
     pub hardware: BTreeSet<u64>,
 }
@@ -80,6 +82,7 @@ impl Debuggee {
             post,
             moved: false,
             shown: None,
+            branch: 1,
             software: BTreeSet::new(),
             hardware: BTreeSet::new(),
         })
@@ -195,7 +198,7 @@ fn fault(e: SessionError) -> TargetError<SessionError> {
     match e {
         SessionError::Unmapped(_) | SessionError::NotRam(_) => TargetError::Errno(errno::EFAULT),
         SessionError::NoVcpu(_) => TargetError::Errno(errno::ESRCH),
-        SessionError::ReadOnly | SessionError::InPast => TargetError::Errno(errno::EROFS),
+        SessionError::ReadOnly => TargetError::Errno(errno::EROFS),
         SessionError::Exited(_) | SessionError::Timeline(_) => TargetError::NonFatal,
         SessionError::Gone | SessionError::Thread(_) => TargetError::Fatal(e),
     }

@@ -27,7 +27,7 @@ pub const EVENTS_MORE: &str =
 const WORD: u64 = 8;
 const MOST: u64 = 4096;
 
-const NONE: &str = "no history is kept: it was switched off (--history 0, --engine lockstep)";
+pub const NONE: &str = "no history is kept: it was switched off (--history 0, --engine lockstep)";
 
 /// A point in words.
 pub fn point(when: When) -> String {

@@ -21,7 +21,7 @@ impl Resume {
     /// Does it move the machine by its history?
     pub(super) fn travels(self) -> bool {
         match self {
-            Resume::ReverseContinue | Resume::ReverseStep { .. } => true,
+            Resume::ReverseContinue | Resume::ReverseStep { .. } | Resume::Branch { .. } => true,
             Resume::Seek { .. } | Resume::SeekTime { .. } | Resume::Search { back: true, .. } => true,
             Resume::Continue { .. } | Resume::Step { .. } | Resume::StepRange { .. } => false,
             Resume::Search { back: false, .. } => false,
@@ -47,8 +47,30 @@ impl Worker {
         Ok(last_write(timeline, vm, &[(gpa, len)])?)
     }
 
+    /// A machine that does not hear what comes goes on by itself from here, because a client changes it. False if it cannot.
+    pub(super) fn make_changeable(&mut self) -> Result<(), SessionError> {
+        let read_only = self.read_only();
+        match self.vm.parts() {
+            (Some(timeline), vm) if !timeline.is_live() => {
+                timeline.branch(vm)?;
+                self.end = None;
+                Ok(())
+            }
+            (None, _) if read_only => Err(SessionError::ReadOnly),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does the machine follow a trace?
+    pub(super) fn on_trace(&self) -> bool {
+        self.vm.timeline().map_or(self.read_only(), |t| t.on_trace())
+    }
+
     /// Moves the machine in time, and stops it there.
     pub(super) fn travel(&mut self, how: Resume) {
+        if let Resume::Branch { .. } = how {
+            self.end = None;
+        }
         if let Some(end) = &mut self.end {
             end.told = false;
         }
@@ -57,6 +79,7 @@ impl Worker {
             Ok(reason) => self.stop(reason),
             Err(TimelineError::Interrupted) => self.stop(StopReason::Paused),
             Err(TimelineError::BeforeStart { .. }) => self.stop(StopReason::HistoryStart),
+            Err(TimelineError::NoBranch(_)) => self.stop(StopReason::NotFound),
             Err(_) => self.stop(StopReason::Diverged),
         }
     }
@@ -69,6 +92,8 @@ impl Worker {
                 false => StopReason::HistoryStart,
             }),
             Resume::Seek { to } => timeline.seek(vm, to).map(|()| StopReason::Reached),
+            Resume::Branch { id: None } => timeline.branch(vm).map(StopReason::Branch),
+            Resume::Branch { id: Some(id) } => timeline.switch(vm, id).map(|()| StopReason::Branch(id)),
             Resume::SeekTime { to } => seek_time(timeline, vm, to).map(|()| StopReason::Reached),
             Resume::Search { what, .. } => {
                 let from = vm.when().icount;

@@ -64,7 +64,6 @@ fn steps_continues_and_seeks_go_both_ways_and_on_from_the_newest_point() {
         );
         assert!(view.in_past && view.budget == 64 << 20 && !view.checkpoints.is_empty());
         assert_eq!((view.thousandths(Icount(30)), view.portion(500_000)), (10, Icount(1500)));
-        assert_eq!(client.write_physical(Gpa(COUNTER), vec![1]), Err(SessionError::InPast));
         // Through the newest point and on.
         assert_eq!(run(&client, to(4000)).when.icount, Icount(4000));
         assert!(!client.timeline().unwrap().unwrap().in_past);
@@ -78,6 +77,36 @@ fn steps_continues_and_seeks_go_both_ways_and_on_from_the_newest_point() {
 }
 
 #[test]
+fn a_write_in_the_past_begins_a_branch_and_the_old_one_is_kept() {
+    let session = travelling(COUNT, Engine::Jit);
+    let (client, _events) = attach(&session);
+    let to = |n| Resume::Continue { until: Some(Icount(n)) };
+    let counter = || client.read_physical(Gpa(COUNTER), 4).unwrap();
+    run(&client, to(3000));
+    assert!(refused(&client, "branch").starts_with("this is the newest point"));
+    run(&client, Resume::Seek { to: Icount(30) });
+    client.write_physical(Gpa(0x20_0100), vec![7]).unwrap();
+    let view = client.timeline().unwrap().unwrap();
+    assert_eq!((view.end.icount, view.in_past, view.branches.len()), (Icount(30), false, 2));
+    run(&client, to(600));
+    assert_eq!(client.read_physical(Gpa(0x20_0100), 1).unwrap(), [7]);
+    let listed = client.monitor(0, "branches".into()).unwrap().unwrap().text;
+    assert_eq!(
+        listed,
+        "  1   from power-on, to icount 3000\n* 2   from branch 1 at icount 30, to icount 600\n"
+    );
+    assert_eq!(led(&client, "branch 1"), (3000, StopReason::Branch(1)));
+    assert_eq!(client.read_physical(Gpa(0x20_0100), 1).unwrap(), [0]);
+    assert_eq!(counter(), 1000u32.to_le_bytes());
+    run(&client, Resume::Seek { to: Icount(300) });
+    assert_eq!(led(&client, "branch"), (300, StopReason::Branch(3)));
+    assert!(refused(&client, "branch 9").starts_with("there is no branch 9"));
+    assert!(refused(&client, "unbranch 3").contains("is on this one"));
+    client.monitor(0, "unbranch 2".into()).unwrap().unwrap();
+    assert_eq!(client.timeline().unwrap().unwrap().branches.len(), 2);
+}
+
+#[test]
 fn a_session_without_history_says_so() {
     let session = frozen();
     let (client, _events) = attach(&session);
@@ -85,7 +114,8 @@ fn a_session_without_history_says_so() {
     let none = |r: Result<u64, SessionError>| matches!(r, Err(SessionError::Timeline(_)));
     assert!(none(client.resume(Resume::ReverseContinue)) && none(client.seek(Icount(0))));
     assert!(matches!(client.last_write(Gpa(COUNTER), 4), Err(SessionError::Timeline(_))));
-    for line in ["seek 0", "goto x", "back exception", "lastwrite 0x200000", "history", "events"] {
+    for line in ["seek 0", "goto x", "back exception", "lastwrite 0x200000", "history", "events", "branches"]
+    {
         assert!(refused(&client, line).starts_with("no history is kept"), "{line}");
     }
 }

@@ -214,15 +214,10 @@ impl Worker {
     // --- writes: logged inputs ---
 
     pub(super) fn inject(&mut self, event: &InputEvent) -> Result<(), SessionError> {
-        if self.options.read_only {
-            return Err(SessionError::ReadOnly);
-        }
-        if self.vm.timeline().is_some_and(|t| t.in_past(&self.vm)) {
-            return Err(SessionError::InPast);
-        }
         if let State::Exited(exit) = self.state {
             return Err(SessionError::Exited(exit));
         }
+        self.make_changeable()?;
         self.vm.inject(event);
         // A debugger's own write to a watched place is no hit.
         let system = &mut self.vm.sys;
@@ -272,9 +267,16 @@ impl Worker {
             return Err(SessionError::NoVcpu(vcpu));
         }
         self.run += 1;
+        // Guest time does not pass while the guest is stopped.
+        let when = self.vm.when();
+        self.vm.sys.input.resume(when);
         self.state = State::Running { how, fresh: true };
         self.broadcast(Event::Running(self.run));
         Ok(self.run)
+    }
+
+    pub(super) fn read_only(&self) -> bool {
+        self.options.read_only
     }
 
     pub(super) fn pause(&mut self) {
@@ -445,9 +447,7 @@ impl Worker {
             VmExit::PowerOff => self.ended(Exit::PowerOff),
             VmExit::DebugExit(v) => self.ended(Exit::DebugExit(v)),
             // Live: the guest waits for input, and nobody is left to send any.
-            VmExit::InputEnded if !self.options.read_only => {
-                or_stop(self, Exit::TraceEnded, StopReason::Dead)
-            }
+            VmExit::InputEnded if !self.on_trace() => or_stop(self, Exit::TraceEnded, StopReason::Dead),
             VmExit::InputEnded => or_stop(self, Exit::TraceEnded, StopReason::TraceEnded),
             VmExit::Diverged => or_stop(self, Exit::Diverged, StopReason::Diverged),
             VmExit::Dead => or_stop(self, Exit::Dead, StopReason::Dead),

@@ -1,7 +1,7 @@
 //! Packing: the same trace in fewer bytes. Same header, images, records and ending; frames are merged and everything is
 //! compressed as well as it can be, which takes too long to do while recording.
 
-use super::reader::{Ending, Frame, Trace};
+use super::reader::{Ending, Trace};
 use super::writer::{Effort, Frames, TraceWriter};
 use super::{MAX_FRAME, TraceError};
 use crate::disk::TraceFile;
@@ -44,8 +44,8 @@ pub fn pack(trace: &Trace, out: Box<dyn Write + Send>, file: &str) -> Result<u64
     let fail = |why| PackError::Write { file: file.to_owned(), why };
     let (_, images) = trace.machine()?;
     let mut writer = TraceWriter::with_header(out, trace.header(), &images, Effort::Most).map_err(fail)?;
+    let mut frames = Frames::new(trace.config(), When::default());
     let mut at = When::default();
-    let mut frames = Frames::new(trace.config(), at);
     for n in 0..trace.frames() {
         let Some(frame) = trace.frame(n)? else { break };
         if frame.start != at {
@@ -56,25 +56,18 @@ pub fn pack(trace: &Trace, out: Box<dyn Write + Send>, file: &str) -> Result<u64
         if frames.pending() > 0 && frames.pending() + size > MAX_FRAME {
             writer.frame(&frames.end(at)).map_err(fail)?;
         }
-        add(&mut frames, &frame);
+        for record in &frame.records {
+            // Inside a frame icounts never go back, and the frame begins where the one before ended.
+            let added = frames.push(record);
+            debug_assert!(added);
+        }
         at = frame.end;
     }
-    match trace.ending() {
-        Ending::Complete(end) => {
-            writer.frame(&frames.end(end.when)).map_err(fail)?;
-            writer.finish(end)
-        }
-        Ending::Cut(_) if trace.frames() > 0 => writer.frame(&frames.end(at)),
-        Ending::Cut(_) => Ok(()),
+    if trace.frames() > 0 {
+        writer.frame(&frames.end(at)).map_err(fail)?;
     }
-    .map_err(fail)?;
+    if let Ending::Complete(end) = trace.ending() {
+        writer.finish(end).map_err(fail)?;
+    }
     Ok(writer.written())
-}
-
-fn add(frames: &mut Frames, frame: &Frame) {
-    for record in &frame.records {
-        // Inside a frame icounts never go back, and the frame begins where the one before ended.
-        let added = frames.push(record);
-        debug_assert!(added);
-    }
 }
