@@ -13,6 +13,7 @@ use crate::output::{HashedOutput, OutputDigest, OutputState};
 use crate::pages::{PAGE, PageMap, Unpacker};
 use crate::play::{PlayMonitor, Player};
 use crate::record::{RecordError, Recording};
+use crate::search::Seen;
 use retrovisor_core::Icount;
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{InputPort, NoInput, When};
@@ -106,6 +107,8 @@ pub struct Timeline {
     /// The newest point known.
     pub(crate) newest: Icount,
     cancel: Arc<AtomicBool>,
+    /// What the last search saw.
+    pub(crate) seen: Option<Seen>,
     pub(crate) name: Name,
     pub(crate) parked: Vec<Parked>,
     /// Number of the next branch.
@@ -159,6 +162,7 @@ impl Timeline {
             next: 0,
             newest: at,
             cancel: Arc::default(),
+            seen: None,
             name: Name { id: 1, parent: None },
             parked: Vec::new(),
             next_branch: 2,
