@@ -23,7 +23,7 @@ pub struct JumpEntry {
     pub code: u64,
 }
 
-const BITS: u32 = 12;
+const BITS: u32 = 15;
 /// Mask of entry numbers.
 pub const MASK: i32 = (1 << BITS) - 1;
 /// log2 of an entry's size.
