@@ -103,9 +103,7 @@ impl Vm {
         let cpu = &mut self.vcpus[self.current];
         let at = self.sys.icount;
         let frame = t.stack.get();
-        frame.refresh(cpu, &self.sys.mem.tlb);
         frame.epoch = self.sys.mem.tlb.epoch();
-        frame.mode = mode.0;
         frame.jump_cache = jump_cache;
         frame.roam = t.options.jump_cache && t.options.chain && !self.one_block;
         // In single-block steps the first block uses up the budget.
@@ -115,6 +113,7 @@ impl Vm {
         };
         frame.budget = frame.base as i64 - at as i64;
         frame.flags = saved(cpu.flags.0);
+        frame.refresh(cpu, &self.sys);
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
         let stubs = t.stubs;
         let left = run::enter(&mut t.stack, &stubs, code, &mut ctx);

@@ -39,6 +39,8 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     let mut run = Run { ctx: std::ptr::from_mut(ctx).cast(), panic: None };
     let frame = stack.get();
     frame.gpr = ctx.cpu.gpr.as_mut_ptr() as u64;
+    frame.cpu = std::ptr::from_mut(ctx.cpu) as u64;
+    frame.intr = ctx.sys.board.intr_address(ctx.cpu.index);
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
     frame.notes.clear();
     frame.run = &raw mut run;

@@ -158,11 +158,12 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     if (taken || frame.x87 != at::VCPU) && !native(ctx.cpu) {
         return Outcome::Leave;
     }
-    frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
     if resume {
-        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
-        // and MXCSR.
+        frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
+        // Of what generated code depends on, only instructions that end their block change more than EFLAGS.AC, FS
+        // and GS bases, and MXCSR.
+        frame.refresh_tlb(ctx.cpu, ctx.sys);
         frame.refresh_bases(ctx.cpu);
         frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
@@ -174,10 +175,19 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         }
         return Outcome::Resume;
     }
-    if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
+    roam(frame, ctx)
+}
+
+/// Goes on at RIP, wherever that is, in whatever mode.
+fn roam(frame: &mut Frame, ctx: &Ctx<'_>) -> Outcome {
+    let Some(mode) = ModeKey::of(ctx.cpu).filter(|_| frame.roam) else { return Outcome::Leave };
+    let jump_cache = frame.jump_caches[usize::from(mode.0)];
+    if jump_cache == 0 {
         return Outcome::Leave;
     }
-    frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
+    frame.jump_cache = jump_cache;
+    frame.budget = frame.base as i64 - ctx.sys.icount as i64;
+    frame.refresh(ctx.cpu, ctx.sys);
     (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
 }
