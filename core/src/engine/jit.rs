@@ -106,6 +106,7 @@ impl Vm {
         frame.epoch = self.sys.mem.tlb.epoch();
         frame.jump_cache = jump_cache;
         frame.roam = t.options.jump_cache && t.options.chain && !self.one_block;
+        frame.stops = if self.filter.is_empty() { self.hooks.stop_exceptions } else { u32::MAX };
         // In single-block steps the first block uses up the budget.
         frame.base = match self.one_block {
             true => at + u64::from(insns),
@@ -122,6 +123,7 @@ impl Vm {
         }
         match left {
             Left::Fault(e) => Turn::Leave(Leave::Fault(e)),
+            Left::TripleFault => Turn::Leave(Leave::TripleFault),
             Left::Boundary => Turn::Again,
             Left::Link(n) => {
                 let frame = t.stack.get();

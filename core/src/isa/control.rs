@@ -123,7 +123,7 @@ impl Ctx<'_> {
     fn control_changed(&mut self) {
         self.cpu.refresh();
         self.mmu_switch();
-        self.sys.end_block();
+        self.sys.refetch();
     }
 
     /// CR0 with all checks (#GP(0)) and the activation or deactivation of IA-32e mode.

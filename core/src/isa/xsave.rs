@@ -38,21 +38,29 @@ struct Area {
     mask: u64,
     /// REX.W form: 64-bit instruction and data pointers.
     wide: bool,
-    /// Where it lies in the slab, if that is one page of plain memory.
-    slab: Option<usize>,
+    /// Where it lies in the slab, if that is plain memory: the first bytes of it, how many they are, and the others.
+    slab: Option<(usize, usize, usize)>,
 }
 
 impl Area {
     fn load(self, ctx: &mut Ctx<'_>, at: u64, bytes: &mut [u8]) -> Exec {
         if let Some(slab) = self.slab {
-            ctx.sys.mem.ram.read_bytes(slab + at as usize, bytes);
+            let ((a, n), b) = pieces(slab, at as usize, bytes.len());
+            ctx.sys.mem.ram.read_bytes(a, &mut bytes[..n]);
+            if n < bytes.len() {
+                ctx.sys.mem.ram.read_bytes(b, &mut bytes[n..]);
+            }
             return Ok(());
         }
         ctx.load_block(self.seg, self.base.wrapping_add(at) & self.mask, self.mask, bytes)
     }
     fn store(self, ctx: &mut Ctx<'_>, at: u64, bytes: &[u8]) -> Exec {
         if let Some(slab) = self.slab {
-            ctx.sys.mem.ram.write_bytes(slab + at as usize, bytes);
+            let ((a, n), b) = pieces(slab, at as usize, bytes.len());
+            ctx.sys.mem.ram.write_bytes(a, &bytes[..n]);
+            if n < bytes.len() {
+                ctx.sys.mem.ram.write_bytes(b, &bytes[n..]);
+            }
             return Ok(());
         }
         ctx.store_block(self.seg, self.base.wrapping_add(at) & self.mask, self.mask, bytes)
@@ -76,12 +84,33 @@ fn area(
     if lin & (align - 1) != 0 {
         return Err(Exception::gp(0));
     }
-    let whole = |(at, left): (usize, usize)| (left as u64 >= size).then_some(at);
-    let slab = ctx.bulk_page(lin, access, Privilege::Current).and_then(whole);
+    let slab = slab(ctx, lin, size, access);
     if slab.is_none() {
         ctx.probe(i.seg, base, size, access)?;
     }
     Ok(Area { seg: i.seg, base, mask: i.addr_mask, wide, slab })
+}
+
+/// Where an area of `size` bytes at `lin` lies in the slab, if it is plain memory and does not wrap.
+fn slab(ctx: &mut Ctx<'_>, lin: u64, size: u64, access: Access) -> Option<(usize, usize, usize)> {
+    let (first, left) = ctx.bulk_page(lin, access, Privilege::Current)?;
+    if left as u64 >= size {
+        return Some((first, left, 0));
+    }
+    let next = lin.checked_add(left as u64).filter(|n| *n <= ctx.cpu.mode.lin_mask)?;
+    let (second, _) = ctx.bulk_page(next, access, Privilege::Current)?;
+    // The second lookup may have revoked the first.
+    let (again, _) = ctx.bulk_page(lin, access, Privilege::Current)?;
+    (again == first).then_some((first, left, second))
+}
+
+/// Slab offset and length of the first piece of `len` bytes at offset `at` of an area that lies as [`Area::slab`] says, and
+/// the offset of the second.
+fn pieces((first, left, second): (usize, usize, usize), at: usize, len: usize) -> ((usize, usize), usize) {
+    match at.checked_sub(left) {
+        Some(at) => ((second + at, len), 0),
+        None => ((first + at, len.min(left - at)), second),
+    }
 }
 
 /// Bytes 0..24: control, status, abridged tags, opcode and pointers.

@@ -85,6 +85,8 @@ pub struct Frame {
     pub dispatch: u64,
     /// Translated code may go on by itself after a helper executed the end of a block.
     pub roam: bool,
+    /// Exceptions (a bit each) a debugger wants to stop before; all of them if there are breakpoints.
+    pub stops: u32,
     /// icount = base - budget at the start of a block.
     pub base: u64,
     /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.

@@ -31,6 +31,8 @@ pub enum Left {
     Boundary,
     /// The instruction at RIP raised an exception.
     Fault(Exception),
+    /// Delivering an exception shut the vCPU down.
+    TripleFault,
 }
 
 /// Runs translated code from `code` on. The frame's derived fields and flags have been set; afterwards the vCPU's
@@ -65,6 +67,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     match status {
         0 => Left::Link(frame.site as u32),
         2 => Left::Fault(frame.fault),
+        3 => Left::TripleFault,
         _ => Left::Boundary,
     }
 }
@@ -81,6 +84,7 @@ pub(super) extern "sysv64" fn helper(frame: *mut Frame, site: *const Site) -> u3
         Ok(Outcome::Resume) => 0,
         Ok(Outcome::Leave) => 1,
         Ok(Outcome::Fault) => 2,
+        Ok(Outcome::TripleFault) => 3,
         Err(p) => {
             run.panic = Some(p);
             1

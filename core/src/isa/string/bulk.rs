@@ -15,6 +15,8 @@ use crate::vcpu::gpr::{RAX, RDI, RSI};
 
 /// Elements worth a span: below this the set-up costs more than it saves.
 const WORTH: u64 = 4;
+/// No page table is written with so many bytes at once.
+const DATA_LIKE: u64 = 64;
 /// Elements SCAS and CMPS look at at once.
 const GROUP: usize = 64;
 
@@ -32,7 +34,13 @@ impl Ctx<'_> {
         }
         let lin = self.linear::<WRITE>(seg, off, n * size).ok()?;
         let access = if WRITE { Access::Write } else { Access::Read };
-        let (at, left) = self.bulk_page(lin, access, Privilege::Current)?;
+        let page = self.bulk_page(lin, access, Privilege::Current);
+        let (at, left) = match page {
+            None if WRITE && n * size >= DATA_LIKE && self.untrace(lin) => {
+                self.bulk_page(lin, access, Privilege::Current)?
+            }
+            page => page?,
+        };
         Some((at, n.min(left as u64 / size)))
     }
 
