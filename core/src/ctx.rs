@@ -10,6 +10,16 @@ use crate::mmu::Mmu;
 use crate::output::OutputSink;
 use crate::vcpu::{Activity, Vcpu, flags};
 
+/// What the engine's attention is asked for.
+pub mod asked {
+    /// The next instruction must be fetched anew.
+    pub const REFETCH: u8 = 1;
+    /// RFLAGS.RF is set, and nothing else is to be minded.
+    pub const RESUME_FLAG: u8 = 2;
+    /// Whatever the engine looks at between two instructions.
+    pub const ANYTHING: u8 = 4;
+}
+
 /// Everything the vCPUs share.
 pub struct System {
     /// Instructions retired so far by the whole VM.
@@ -17,6 +27,8 @@ pub struct System {
     /// The engine leaves its instruction loop at the first boundary with `icount >= limit`. Slow paths that need
     /// the engine's attention (an interrupt line changed, a store hit translated code) call [`System::end_block`].
     pub limit: u64,
+    /// What for: see [`asked`]. Cleared by whoever looks at it.
+    pub asked: u8,
     pub mem: Memory,
     pub mmu: Mmu,
     pub board: Board,
@@ -31,7 +43,13 @@ impl System {
     /// Makes the engine return to its dispatcher after the current instruction.
     #[inline]
     pub fn end_block(&mut self) {
-        self.limit = 0;
+        (self.limit, self.asked) = (0, self.asked | asked::ANYTHING);
+    }
+
+    /// The same, only because the next instruction must be fetched anew: a mapping has gone, or the mode may be another.
+    #[inline]
+    pub fn refetch(&mut self) {
+        (self.limit, self.asked) = (0, self.asked | asked::REFETCH);
     }
 
     /// Tells the debugger of something that just happened, if it asked for that.
@@ -74,8 +92,10 @@ impl Ctx<'_> {
     pub fn attend(&mut self) {
         let c = &self.cpu;
         let interrupt = c.flags.has(flags::bit::IF) && self.sys.board.intr(c.index);
-        if interrupt || c.nmi_pending || c.needs_care() || c.activity != Activity::Running {
+        if interrupt || c.nmi_pending || c.is_followed() || c.activity != Activity::Running {
             self.sys.end_block();
+        } else if c.flags.has(flags::bit::RF) {
+            (self.sys.limit, self.sys.asked) = (0, self.sys.asked | asked::RESUME_FLAG);
         }
     }
 }

@@ -367,6 +367,12 @@ impl Vm {
         match leave {
             Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(self.here().code_lin()))),
             Leave::Fault(e) => return self.raise(e),
+            Leave::TripleFault => {
+                return match self.triple_fault() {
+                    Next::Exit(x) => Some(x),
+                    Next::Again | Next::Run(_) => None,
+                };
+            }
             Leave::Budget => {}
         }
         if let Some(e) = self.here().trap_boundary(tf) {

@@ -70,6 +70,10 @@ switches! {
     sse: "sse",
     /// x87 and MMX state lives in host registers.
     x87: "x87",
+    /// Instructions on the vCPU itself, CLI and STI among them, work on its fields; off: each is a call.
+    system: "system",
+    /// REP MOVS and REP STOS inside a page run on the host; off: each is a call.
+    rep: "rep",
     /// Translated code that keeps missing is translated again to call out.
     adapt: "adapt",
 }

@@ -20,6 +20,8 @@ pub enum Leave {
     Breakpoint,
     /// The instruction at RIP raised an exception that is yet to be delivered.
     Fault(Exception),
+    /// The exception an instruction raised was delivered, which shut the vCPU down.
+    TripleFault,
 }
 
 impl Ctx<'_> {

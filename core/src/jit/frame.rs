@@ -9,8 +9,12 @@
 use super::run::{self, Run};
 use super::stubs::Stubs;
 use super::x87_image::{Image, Notes, at};
+use crate::clock::{Clock, ClockKind};
+use crate::ctx::System;
 use crate::exception::Exception;
 use crate::isa::sse::native::mxcsr;
+use crate::mmu::tlb::FETCH;
+use crate::translate::mode::ModeKey;
 use crate::translate::site::Misfit;
 use crate::vcpu::{Seg, Vcpu, cr0, cr4};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -62,6 +66,12 @@ pub struct Frame {
     /// Address of the vCPU's general registers and of its XMM registers.
     pub gpr: u64,
     pub xmm: u64,
+    /// Address of the vCPU, and of the byte that says whether an interrupt waits for it.
+    pub cpu: u64,
+    pub intr: u64,
+    /// The TSC is this, less the budget left; if `tsc_ready`.
+    pub tsc: u64,
+    pub tsc_ready: u32,
     /// What generated code left for: the address of a `Site`, or the number of a link slot.
     pub site: u64,
     /// RFLAGS as the guest's arithmetic flags were saved, while a helper runs.
@@ -75,12 +85,14 @@ pub struct Frame {
     pub dispatch: u64,
     /// Translated code may go on by itself after a helper executed the end of a block.
     pub roam: bool,
+    /// Exceptions (a bit each) a debugger wants to stop before; all of them if there are breakpoints.
+    pub stops: u32,
     /// icount = base - budget at the start of a block.
     pub base: u64,
     /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.
     pub epoch: u64,
-    /// [`crate::translate::mode::ModeKey`] generated code was entered in.
-    pub mode: u8,
+    /// The jump caches of all modes; 0: none yet.
+    pub jump_caches: [u64; ModeKey::COUNT],
     /// What the helper came back with a fault for.
     pub fault: Exception,
     /// The block in which something keeps missing, if one was found.
@@ -128,6 +140,10 @@ offsets! { i32:
     RESUME = resume;
     GPR = gpr;
     XMM = xmm;
+    CPU = cpu;
+    INTR = intr;
+    TSC = tsc;
+    TSC_READY = tsc_ready;
     SITE = site;
     FLAGS = flags;
     HOST_RSP = host_rsp;
@@ -203,11 +219,18 @@ pub fn sse_native(cpu: &Vcpu) -> bool {
 
 impl Frame {
     /// Takes over what generated code needs of a vCPU's derived state.
-    pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
-        self.tlb = tlb.base(cpu.tlb.0) as u64;
-        self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
+    pub fn refresh(&mut self, cpu: &Vcpu, sys: &System) {
+        self.refresh_tlb(cpu, sys);
         self.refresh_bases(cpu);
         self.refresh_sse(cpu);
+        self.refresh_tsc(cpu, &sys.clock);
+    }
+
+    /// Takes over what RDTSC needs if it may be executed at every CPL and asks nobody.
+    fn refresh_tsc(&mut self, cpu: &Vcpu, clock: &Clock) {
+        let plain = clock.kind == ClockKind::Virtual && clock.ns_per_insn == 1;
+        self.tsc_ready = (plain && cpu.cr4 & cr4::TSD == 0).into();
+        self.tsc = self.base.wrapping_add(clock.skew).wrapping_add(cpu.msr.tsc_offset);
     }
 
     /// Moves the x87 state and what was noted of it into the vCPU; true if the state was not there. A helper may do this
@@ -225,6 +248,13 @@ impl Frame {
     pub fn give_x87(&mut self, cpu: &Vcpu) {
         self.x87_image.set(&cpu.fpu);
         self.x87 = at::IMAGE;
+    }
+
+    /// Takes over which TLB arrays are used.
+    pub fn refresh_tlb(&mut self, cpu: &Vcpu, sys: &System) {
+        let tlb = &sys.mem.tlb;
+        self.tlb = tlb.base(cpu.tlb.0) as u64;
+        self.itlb = tlb.base(cpu.tlb.0 | FETCH) as u64;
     }
 
     /// Takes over the bases of FS and GS.

@@ -105,6 +105,13 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
     let miss = a.new_dynamic_label();
     jump_cache::lookup(&mut a, miss);
+    dynasm!(a ; .arch x64
+        ; jmp QWORD [BYTE r15 + jump_cache::CODE]
+        ; =>miss
+        ; mov rax, [BYTE rsp + TARGET]
+    );
+    let miss = a.new_dynamic_label();
+    jump_cache::lookup_beside(&mut a, miss);
     dynasm!(a ; .arch x64 ; jmp QWORD [BYTE r15 + jump_cache::CODE] ; =>miss);
     store_state(&mut a);
     dynasm!(a ; .arch x64

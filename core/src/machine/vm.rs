@@ -103,6 +103,7 @@ impl Vm {
         clock.ns_per_insn = config.ns_per_insn.max(1);
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: 0,
             mem,
             mmu: Mmu::new(),

@@ -200,7 +200,10 @@ impl Translator {
 
     /// Address of the jump cache of a mode.
     pub(crate) fn jump_cache(&mut self, mode: ModeKey) -> u64 {
-        self.jump_caches[usize::from(mode.0)].get_or_insert_with(JumpCache::default).address()
+        let n = usize::from(mode.0);
+        let address = self.jump_caches[n].get_or_insert_with(JumpCache::default).address();
+        self.stack.get().jump_caches[n] = address;
+        address
     }
 
     /// Makes indirect jumps find block `id`.
@@ -470,6 +473,7 @@ impl Translator {
         self.index.clear();
         self.in_segment.iter_mut().for_each(Vec::clear);
         self.jump_caches.fill_with(|| None);
+        self.stack.get().jump_caches = [0; ModeKey::COUNT];
         (self.segment, self.next) = (0, STUBS);
     }
 }

@@ -14,7 +14,7 @@ use crate::jit::frame::{FLAGS_BELOW, SSE};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
-use iced_x86::Encoder;
+use iced_x86::{Encoder, Mnemonic};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -122,6 +122,9 @@ pub struct Target {
 pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<Code, DynasmError> {
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
+    }
+    if !target.options.system {
+        unit.items.iter_mut().filter(|it| it.system).for_each(Item::make_call);
     }
     if !target.options.sse {
         unit.items.iter_mut().filter(|it| it.sse).for_each(Item::make_call);
@@ -383,7 +386,9 @@ impl Emitter<'_> {
         self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
-        let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
+        // The interrupt STI enables comes behind the next instruction.
+        let last = it.end || it.i.mnemonic() == Mnemonic::Sti;
+        let what = if last { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
         self.call_x87(it, site);
         self.go_slow(site);

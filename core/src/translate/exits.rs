@@ -70,7 +70,12 @@ pub(super) struct Pending {
 impl Emitter<'_> {
     /// A label that leads out of the block, to the engine.
     pub(super) fn leave_label(&mut self) -> DynamicLabel {
-        let site = self.site(What::Budget);
+        self.site_label(What::Budget)
+    }
+
+    /// A label that leads out of the block, to a site before the current instruction.
+    pub(super) fn site_label(&mut self, what: What) -> DynamicLabel {
+        let site = self.site(what);
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
         from

@@ -117,6 +117,7 @@ impl Survey {
         let config = MachineConfig::default();
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(1 << 20, 0)?,
             mmu: Mmu::new(),

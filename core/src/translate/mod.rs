@@ -2,8 +2,8 @@
 //! lives in and how it is entered.
 //!
 //! `mode` which code is translated | `unit` a block decoded and analysed | `emit` the order of a block's host code, guest
-//! flags, budget | `exits` ways out and back | `window` memory operands | `identical` re-encoding, `stack` and `special` own
-//! sequences | `x87` the x87 and MMX | `recipe` flags recomputed when somebody looks | `site` what happens where translated
+//! flags, budget | `exits` ways out and back | `window` memory operands | `identical` re-encoding, `stack`, `special`, `system`
+//! and `rep` own sequences | `x87` the x87 and MMX | `recipe` flags recomputed when somebody looks | `site` what happens where translated
 //! code calls out | `cache` blocks, links, eviction | `jump_cache` indirect jumps | `host` what the host makes of what the manual leaves undefined |
 //! `listing` blocks as text.
 
@@ -19,9 +19,11 @@ pub mod jump_cache;
 mod listing;
 pub mod mode;
 mod recipe;
+pub mod rep;
 pub mod site;
 pub mod special;
 pub mod stack;
+pub mod system;
 pub mod unit;
 mod window;
 pub mod x87;

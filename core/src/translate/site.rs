@@ -5,13 +5,13 @@ use super::mode::ModeKey;
 use super::recipe::Recipe;
 use super::unit::Key;
 use super::x87::{self, Note, X87At};
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, asked};
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
 use crate::jit::frame::{Frame, sse_native};
 use crate::jit::x87_image::{at, native};
-use crate::vcpu::Shadow;
 use crate::vcpu::flags::bit::{self, ARITH};
+use crate::vcpu::{Activity, Shadow};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -67,6 +67,8 @@ pub enum Outcome {
     Leave,
     /// The exception is in the frame.
     Fault,
+    /// An exception was delivered, and the vCPU is shut down.
+    TripleFault,
 }
 
 /// A lookup that keeps missing although the TLB has all it can have: device memory, a traced page, operands that
@@ -117,6 +119,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
 /// Interprets `count` instructions. `resume`: the block goes on behind them.
 fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume: bool) -> Outcome {
     let (before, limit, fills) = (ctx.sys.icount, ctx.sys.limit, ctx.sys.mmu.counters.fills);
+    ctx.sys.asked = 0;
     if frame.sse != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
@@ -127,7 +130,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     for insn in insns {
         let at = ctx.cpu.rip;
         if let Err(e) = ctx.execute(insn) {
-            return fault(frame, ctx, e);
+            return fault(frame, ctx, e, limit);
         }
         astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
         if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
@@ -139,16 +142,17 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         && frame.x87 == at::VCPU
         && let Err(e) = after_sti(ctx, limit)
     {
-        return fault(frame, ctx, e);
+        return fault(frame, ctx, e, limit);
     }
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
+    if ctx.sys.limit == 0 && minded(frame, ctx) {
+        ctx.sys.limit = limit;
+        astray = true;
+    }
     if site.lookup && ctx.sys.mmu.counters.fills == fills {
         note_futile(frame, site, count);
     }
-    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit
-        || ctx.sys.mem.tlb.epoch() != frame.epoch
-        || frame.adapt.is_some()
-    {
+    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || frame.adapt.is_some() {
         return Outcome::Leave;
     }
     if frame.sse != 0 && !sse_native(ctx.cpu) {
@@ -158,34 +162,76 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     if (taken || frame.x87 != at::VCPU) && !native(ctx.cpu) {
         return Outcome::Leave;
     }
-    frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
-    if resume {
-        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
-        // and MXCSR.
+    if resume && !astray && ctx.sys.mem.tlb.epoch() == frame.epoch {
+        frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
+        // Of what generated code depends on, only instructions that end their block change more than EFLAGS.AC, FS
+        // and GS bases, and MXCSR.
+        frame.refresh_tlb(ctx.cpu, ctx.sys);
         frame.refresh_bases(ctx.cpu);
         frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
-        if astray {
-            return Outcome::Leave;
-        }
         if taken && site.x87 == X87At::Returns {
             frame.give_x87(ctx.cpu);
         }
         return Outcome::Resume;
     }
-    if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
+    roam(frame, ctx)
+}
+
+/// Goes on at RIP, wherever that is, in whatever mode.
+fn roam(frame: &mut Frame, ctx: &Ctx<'_>) -> Outcome {
+    let Some(mode) = ModeKey::of(ctx.cpu).filter(|_| frame.roam) else { return Outcome::Leave };
+    let jump_cache = frame.jump_caches[usize::from(mode.0)];
+    if jump_cache == 0 {
         return Outcome::Leave;
     }
-    frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
+    frame.jump_cache = jump_cache;
+    frame.epoch = ctx.sys.mem.tlb.epoch();
+    frame.budget = frame.base as i64 - ctx.sys.icount as i64;
+    frame.refresh(ctx.cpu, ctx.sys);
     (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
 }
 
-fn fault(frame: &mut Frame, ctx: &Ctx<'_>, e: Exception) -> Outcome {
+/// The engine's attention was asked for: is it for nothing but what going on at RIP does anyway? RF is what the next
+/// instruction ends; it is gone early, but no one can look before that instruction.
+fn minded(frame: &Frame, ctx: &mut Ctx<'_>) -> bool {
+    let asked = ctx.sys.asked;
+    let resumes = asked & asked::RESUME_FLAG != 0;
+    if !frame.roam || asked & asked::ANYTHING != 0 || resumes && frame.stops != 0 {
+        return false;
+    }
+    if resumes {
+        ctx.cpu.flags.put(bit::RF, false);
+    }
+    true
+}
+
+/// The instruction at RIP raised `e`. Delivers it, if the engine would do no more, and goes on in the handler.
+fn fault(frame: &mut Frame, ctx: &mut Ctx<'_>, e: Exception, limit: u64) -> Outcome {
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    frame.fault = e;
-    Outcome::Fault
+    let stops = frame.stops & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
+    let room = ctx.sys.icount + 1 + super::MAX_INSNS as u64 <= limit;
+    let sse = frame.sse == 0 || sse_native(ctx.cpu);
+    if !frame.roam || stops || !room || !sse || ctx.sys.asked & asked::ANYTHING != 0 {
+        frame.fault = e;
+        return Outcome::Fault;
+    }
+    (ctx.sys.limit, ctx.sys.asked) = (limit, 0);
+    ctx.cpu.shadow = Shadow::None;
+    ctx.deliver_exception_here(e);
+    ctx.sys.icount += 1;
+    if ctx.cpu.activity == Activity::Shutdown {
+        return Outcome::TripleFault;
+    }
+    ctx.attend();
+    if ctx.sys.limit == 0 && !minded(frame, ctx) {
+        return Outcome::Leave;
+    }
+    ctx.sys.limit = limit;
+    frame.flags = saved(ctx.cpu.flags.0);
+    roam(frame, ctx)
 }
 
 /// STI was executed, and only because of its shadow the engine was asked to look around: the instruction in the shadow
@@ -197,7 +243,7 @@ fn after_sti(ctx: &mut Ctx<'_>, limit: u64) -> Exec {
     if ctx.cpu.has_insn_breakpoints() || ctx.cpu.nmi_pending {
         return Ok(());
     }
-    ctx.sys.limit = limit;
+    (ctx.sys.limit, ctx.sys.asked) = (limit, 0);
     ctx.begin_insn()?;
     ctx.step_insn()?;
     ctx.attend();

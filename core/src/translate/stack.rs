@@ -50,6 +50,14 @@ impl Emitter<'_> {
         self.encode(&i)
     }
 
+    /// The stack word in RAX, pushed to the place looked up for it.
+    pub(super) fn push_rax(&mut self, p: &Place) -> Result<(), Unsupported> {
+        self.put_word(p, 0)?;
+        let word = self.word();
+        self.set_sp(SP, -word);
+        Ok(())
+    }
+
     /// A constant to memory. RAX may be lost.
     fn put_constant(&mut self, p: &Place, v: u64) -> Result<(), Unsupported> {
         let fits = i64::from(v as i32) as u64 == v;

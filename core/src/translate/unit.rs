@@ -3,6 +3,8 @@
 
 use super::host;
 use super::mode::ModeKey;
+use super::rep;
+use super::system;
 use super::x87::{self, Use};
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
@@ -84,8 +86,12 @@ pub struct Item {
     pub enters_sse: bool,
     /// What it does with the x87 state.
     pub x87: Use,
-    /// May fault without an access to memory.
+    /// May call out besides for its memory operand.
     pub faults: bool,
+    /// What was looked up before it is of no use behind it.
+    pub barrier: bool,
+    /// Translated by `system`.
+    pub system: bool,
 }
 
 impl Item {
@@ -102,7 +108,7 @@ impl Item {
         (self.gpr_written, self.gpr_read) = (u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
-        self.faults = false;
+        (self.faults, self.barrier) = (false, false);
     }
 
     /// Is it executed by a call?
@@ -235,6 +241,7 @@ impl Analyser {
             }
         }
         unit.len = at as u32;
+        system::settle(&mut unit);
         unit
     }
 
@@ -264,6 +271,8 @@ impl Analyser {
             enters_sse: false,
             x87: x87::of(i.code()),
             faults: false,
+            barrier: false,
+            system: false,
         };
         let code = i.code();
         let as_host = host::agrees(code, self.model) && (self.undefined || !host::is_undefined(code));
@@ -281,8 +290,15 @@ impl Analyser {
         self.registers(&mut it);
         it.sse = uses_sse(&i);
         match memory(&it, mode) {
-            Ok(m) => it.mem = m,
+            Ok(m) => {
+                it.mem = m;
+                it.faults |= bit_string(&it);
+            }
             Err(Untranslatable) => it.make_call(),
+        }
+        if matches!(translate, Translate::Emit(_)) && !it.is_call() {
+            system::analyse(&mut it, mode, self.model);
+            rep::analyse(&mut it, mode);
         }
         it
     }
@@ -337,6 +353,13 @@ fn by_cl(i: &Instruction) -> bool {
 /// The access cannot be made by generated code.
 struct Untranslatable;
 
+/// Is it a bit instruction whose bit offset, in a register, reaches beyond its memory operand?
+fn bit_string(it: &Item) -> bool {
+    it.i.op0_kind() == OpKind::Memory
+        && it.i.op1_kind() == OpKind::Register
+        && matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+}
+
 /// The memory access of an instruction.
 fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
     let word = u16::from(mode.bits() / 8);
@@ -354,7 +377,7 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
     let m = match it.i.mnemonic() {
         Mnemonic::Push if explicit => operand(it),
         Mnemonic::Pop if explicit => return Err(Untranslatable),
-        Mnemonic::Push => stack(RSP, -i64::from(word), true),
+        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pushfd => stack(RSP, -i64::from(word), true),
         Mnemonic::Pop | Mnemonic::Ret => stack(RSP, 0, false),
         Mnemonic::Leave => stack(RBP, 0, false),
         Mnemonic::Call if !explicit => stack(RSP, -i64::from(word), true),
@@ -362,17 +385,14 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
         _ => operand(it),
     };
     let address_size = it.insn.addr_mask == if mode.is64() { u64::MAX } else { 0xffff_ffff };
-    // A bit string: the bit offset reaches beyond the operand.
-    let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
-        && it.i.op1_kind() == OpKind::Register;
-    if !address_size || bit_string || !mode.fast_segment(m.seg) || m.size == 0 || m.size > 16 {
+    if !address_size || !mode.fast_segment(m.seg) || m.size == 0 || m.size > 16 {
         return Err(Untranslatable);
     }
-    Ok(Some(m))
+    Ok(if bit_string(it) { None } else { Some(m) })
 }
 
 /// The ModRM memory operand.
-fn operand(it: &Item) -> MemRef {
+pub(super) fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
         Mnemonic::Cmp

@@ -236,7 +236,7 @@ impl Emitter<'_> {
                     _ => break,
                 }
             }
-            if it.end || it.is_call() {
+            if it.end || it.is_call() || it.barrier {
                 break;
             }
         }
@@ -337,16 +337,65 @@ impl Emitter<'_> {
         if c.aligned {
             dynasm!(self.a ; .arch x64 ; test r15b, 15 ; jne =>miss);
         }
+        self.entry();
         let room = 4096 - c.size as i32;
+        dynasm!(self.a ; .arch x64
+            ; sub r15, [BYTE rax + tag]
+            ; cmp r15, room
+            ; ja =>miss
+            ; add r15, [BYTE rax + HOST_PAGE]
+        );
+        Ok(())
+    }
+
+    /// The data TLB entry of linear address R15 into RAX. RFLAGS are lost.
+    fn entry(&mut self) {
         if self.bmi2 {
             // RORX EAX, R15D, INDEX_SHIFT: the index is in the low half.
             self.a.extend(&[0xc4, 0xc3, 0x7b, 0xf0, 0xc7, INDEX_SHIFT as u8]);
         } else {
             dynasm!(self.a ; .arch x64 ; mov eax, r15d ; shr eax, INDEX_SHIFT);
         }
+        dynasm!(self.a ; .arch x64 ; and eax, INDEX_MASK ; add rax, [BYTE rsp + TLB]);
+    }
+
+    /// The lookup of the page where `m` begins: RAX becomes the host address, R15 the bytes from there to the page's end.
+    /// RFLAGS are lost.
+    pub(super) fn page(&mut self, m: &MemRef, miss: DynamicLabel) -> Result<(), Unsupported> {
+        let tag = if m.write { WRITE } else { READ };
+        self.linear(m, m.disp)?;
+        self.entry();
         dynasm!(self.a ; .arch x64
-            ; and eax, INDEX_MASK
-            ; add rax, [BYTE rsp + TLB]
+            ; sub r15, [BYTE rax + tag]
+            ; cmp r15, 4095
+            ; ja =>miss
+            ; mov rax, [BYTE rax + HOST_PAGE]
+            ; add rax, r15
+            ; neg r15
+            ; add r15, 4096
+        );
+        Ok(())
+    }
+
+    /// The lookup for word `offset >> log2(bits)`, signed, of a bit string at `m`, where `offset` is the value of host
+    /// register `h` in the size of `m`. R15 becomes the word's host address; RAX and RFLAGS are lost.
+    pub(super) fn lookup_bits(&mut self, m: &MemRef, h: u8) -> Result<(), Unsupported> {
+        if !self.options.inline_tlb {
+            return Err(Unsupported);
+        }
+        let miss = self.miss_label(self.k);
+        self.linear(m, m.disp)?;
+        match m.size {
+            2 => dynasm!(self.a ; .arch x64 ; movsx rax, Rw(h) ; sar rax, 4 ; lea r15, [r15 + rax * 2]),
+            4 => dynasm!(self.a ; .arch x64 ; movsxd rax, Rd(h) ; sar rax, 5 ; lea r15, [r15 + rax * 4]),
+            _ => dynasm!(self.a ; .arch x64 ; mov rax, Rq(h) ; sar rax, 6 ; lea r15, [r15 + rax * 8]),
+        }
+        if !self.is64() {
+            dynasm!(self.a ; .arch x64 ; mov r15d, r15d);
+        }
+        let (tag, room) = (if m.write { WRITE } else { READ }, 4096 - i32::from(m.size));
+        self.entry();
+        dynasm!(self.a ; .arch x64
             ; sub r15, [BYTE rax + tag]
             ; cmp r15, room
             ; ja =>miss

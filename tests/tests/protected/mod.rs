@@ -92,6 +92,7 @@ impl Machine {
         let config = MachineConfig { memory: 4 << 20, cpu: model, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(config.memory, 0).unwrap(),
             mmu: Mmu::new(),

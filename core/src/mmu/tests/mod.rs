@@ -52,6 +52,7 @@ impl Rig {
         let config = MachineConfig { memory, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(config.memory, 16).unwrap(),
             mmu: Mmu::new(),
