@@ -2,12 +2,13 @@
 //!
 //! Map: `session` the door for every client (the VM thread, commands in, events out) | `stop` why it stopped |
 //! `breakpoints` the shared set | `inspect` side-effect-free reading | `registers` names and values |
-//! `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub.
+//! `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub | `guest` machines under test.
 //!
 //! Nothing here changes guest state except through `Vm::inject`, so every change is a logged input.
 
 pub mod breakpoints;
 pub mod gdb;
+pub mod guest;
 pub mod inspect;
 pub mod monitor;
 pub mod pagewalk;
@@ -17,6 +18,7 @@ pub mod stop;
 #[cfg(test)]
 mod testing;
 
+pub use guest::Guest;
 pub use inspect::Inspect;
 pub use retrovisor_core::disasm;
 pub use session::{Client, Options, Resume, Role, Session, SessionError, SessionHandle};

@@ -352,7 +352,7 @@ impl Timeline {
         self.play(vm, to)
     }
 
-    fn too_early(&self) -> TimelineError {
+    pub(crate) fn too_early(&self) -> TimelineError {
         match self.history.start() {
             Some(start) => TimelineError::BeforeStart { start },
             None => TimelineError::NoHistory("it does not fit into the memory it was given"),
@@ -360,7 +360,7 @@ impl Timeline {
     }
 
     /// Runs a machine in the past up to `to`, with nothing to stop at.
-    fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
+    pub(crate) fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
         loop {
             match self.stretch_to(vm, to, Vm::run)? {
                 VmExit::Reached => return Ok(()),

@@ -9,6 +9,7 @@ use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
 use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
+use crate::engine::interrupts::InterruptWatch;
 use crate::engine::{Engine, JitOptions};
 use crate::exception::Exception;
 use crate::hash::{MemoryHash, StateHash};
@@ -107,6 +108,7 @@ impl Vm {
             clock,
             input,
             output,
+            interrupts: InterruptWatch::default(),
         };
         let mut vm = Self {
             vcpus: Vec::new(),
@@ -151,6 +153,7 @@ impl Vm {
             t.flush(&mut self.sys.mem);
         }
         self.drop_derived();
+        self.note_interrupts();
         Ok(())
     }
 
@@ -205,6 +208,7 @@ impl Vm {
                 board.input(event, &mut bus);
             }
         }
+        self.note_interrupts();
     }
 
     /// The current point.

@@ -123,6 +123,7 @@ impl Survey {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
         };
         Ok(Self { probe: Probe::new()?, cpu: flat64(), sys, samples: samples() })
     }

@@ -49,6 +49,7 @@ impl Machine {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
         };
         Self { cpu, sys }
     }
