@@ -41,8 +41,8 @@ impl Timeline {
             let output = self.recording.digest().value();
             return Ok(EndRecord { when, reason, hash: vm.state_hash(), output });
         };
-        // The machine arrived there; what the trace has at that point comes now.
-        while self.in_past(vm) {
+        // The machine arrived there; what the trace has at that point, and the guest's own end, come now.
+        loop {
             match vm.run(None) {
                 VmExit::Interrupted => self.check_cancel()?,
                 VmExit::Diverged => return Err(TimelineError::Diverged { at: vm.when().icount }),

@@ -52,6 +52,7 @@ impl Small {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
         };
         Ok(Self { cpu: vcpu(size), sys })
     }

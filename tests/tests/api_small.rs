@@ -131,7 +131,10 @@ fn interrupts_off_are_measured_exactly_on_both_engines() {
         guest.run_to(Icount(900_000)).unwrap();
         let whole = guest.history().max_interrupts_off().unwrap().unwrap();
         // It boots with interrupts off; then a handler has them off.
-        assert_eq!((whole.from, whole.from_pc), (Icount(0), guest.symbols().address("start").map(Gva).unwrap()));
+        assert_eq!(
+            (whole.from, whole.from_pc),
+            (Icount(0), guest.symbols().address("start").map(Gva).unwrap())
+        );
         let mut parts = vec![whole];
         for (from, to) in [(whole.to.0, 900_000), (0, 60_000), (200_000, 300_017), (431_007, 433_000)] {
             let (from, to) = (Icount(from), Icount(to));

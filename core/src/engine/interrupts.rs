@@ -90,8 +90,7 @@ impl Vm {
     /// From here on, measures how long interrupts are off, on either engine.
     pub fn measure_interrupts(&mut self) {
         self.drop_translator();
-        self.sys.interrupts =
-            InterruptWatch { on: true, since: vec![None; self.vcpus.len()], longest: None };
+        self.sys.interrupts = InterruptWatch { on: true, since: vec![None; self.vcpus.len()], longest: None };
         self.note_interrupts();
     }
 

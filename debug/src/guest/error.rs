@@ -28,7 +28,9 @@ pub enum Error {
     NeverBefore { what: String, before: Icount },
     #[error("instruction {to} lies behind instruction {at}, where the guest stands: use `seek`")]
     Behind { to: Icount, at: Icount },
-    #[error("at instruction {at} the guest is in its past, where nothing can be typed: `seek` its end, or `branch`")]
+    #[error(
+        "at instruction {at} the guest is in its past, where nothing can be typed: `seek` its end, or `branch`"
+    )]
     InPast { at: Icount },
     #[error("there is no register `{0}`")]
     NoRegister(String),

@@ -30,9 +30,10 @@ fn directory() -> PathBuf {
     }
     // A test program stands in target/PROFILE/deps.
     let program = env::current_exe().unwrap_or_default();
-    let target = program.ancestors().nth(3).filter(|_| {
-        program.parent().and_then(Path::file_name).is_some_and(|name| name == "deps")
-    });
+    let target = program
+        .ancestors()
+        .nth(3)
+        .filter(|_| program.parent().and_then(Path::file_name).is_some_and(|name| name == "deps"));
     let target = target.map(Path::to_owned).or_else(|| env::var_os("CARGO_TARGET_DIR").map(PathBuf::from));
     target.unwrap_or_else(env::temp_dir).join("retrovisor")
 }
@@ -56,7 +57,9 @@ impl Guest {
                  then in gdb: monitor seek {at}",
                 path.display()
             ),
-            Err(e) => format!("retrovisor: {name} failed at instruction {at}; its run could not be kept: {e}"),
+            Err(e) => {
+                format!("retrovisor: {name} failed at instruction {at}; its run could not be kept: {e}")
+            }
         }
     }
 }
