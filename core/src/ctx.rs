@@ -2,6 +2,7 @@
 
 use crate::addr::{GuestTime, Icount};
 use crate::clock::Clock;
+use crate::engine::hooks::{Observer, Occurrence};
 use crate::engine::interrupts::InterruptWatch;
 use crate::input::{InputPort, When};
 use crate::machine::board::{Board, BusCtx};
@@ -25,6 +26,8 @@ pub struct System {
     pub output: Box<dyn OutputSink>,
     /// How long interrupts are off, while somebody asks.
     pub interrupts: InterruptWatch,
+    /// What the debugger looks out for.
+    pub observer: Observer,
 }
 
 impl System {
@@ -32,6 +35,14 @@ impl System {
     #[inline]
     pub fn end_block(&mut self) {
         self.limit = 0;
+    }
+
+    /// Tells the debugger of something that just happened, if it asked for that.
+    #[inline]
+    pub fn occurred(&mut self, what: impl FnOnce() -> Occurrence) {
+        if self.observer.active() && self.observer.note(what()) {
+            self.end_block();
+        }
     }
 
     /// Current point on the run's axis.

@@ -44,6 +44,14 @@ mod run;
 pub mod sample;
 mod symbols;
 
+/// The examples of the guide and of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/testing-api.md")]
+mod guide {}
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
+
 pub use build::Builder;
 pub use error::Error;
 pub use history::{History, Points};

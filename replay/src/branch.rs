@@ -74,7 +74,7 @@ impl Timeline {
     /// # Errors
     /// If the log cannot be read, or there are too many branches.
     pub fn branch(&mut self, vm: &mut Vm) -> Result<usize, TimelineError> {
-        if !self.in_past(vm) && self.trace.is_none() {
+        if self.is_live() {
             return Ok(self.name.id);
         }
         if self.parked.len() >= MAX_BRANCHES {
@@ -184,6 +184,14 @@ impl Timeline {
         }
         let n = self.parked.iter().position(|p| p.name.id == id).ok_or(NO_SUCH)?;
         Ok(self.parked.swap_remove(n).finish()?)
+    }
+
+    /// Forgets all branches but the one the machine is on.
+    pub(crate) fn drop_branches(&mut self) {
+        for mut branch in self.parked.drain(..) {
+            // What was written of it stays readable if it cannot be ended.
+            let _ = branch.finish();
+        }
     }
 
     /// Ends the recording of a live run for `reason`: of this branch at its newest point, where `vm` is put, and of the

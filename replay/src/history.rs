@@ -78,6 +78,7 @@ impl Stretch {
         let fetched = |at: &u64| has(&self.fetched, *at);
         self.gap
             || hooks.stop_exceptions != 0
+            || !hooks.wanted.is_empty()
             || hooks.breakpoints.iter().any(fetched)
             || hooks.watches.iter().any(|w| self.may_hit(w, map))
     }
@@ -234,6 +235,12 @@ impl History {
         self.fixed += new.cost();
         self.checkpoints.insert(at, new);
         self.thin(cursor);
+    }
+
+    /// Drops all checkpoints.
+    pub fn clear(&mut self) {
+        self.checkpoints.clear();
+        self.fixed = 0;
     }
 
     /// Drops a checkpoint; the stretch of the next one grows.

@@ -83,6 +83,11 @@ impl Machine {
         }
     }
 
+    /// The machine's history, if it has one, and the machine.
+    pub fn parts(&mut self) -> (Option<&mut Timeline>, &mut Vm) {
+        (self.timeline.as_deref_mut(), &mut self.vm)
+    }
+
     /// As `Vm::run`. In lockstep a difference between the machines ends the run with `Diverged`, for good.
     pub fn run(&mut self, until: Option<Icount>) -> VmExit {
         if let Some(timeline) = &mut self.timeline {

@@ -334,6 +334,10 @@ impl<P: InputPort> InputPort for Recorder<P> {
         self.inner.set_deadline(deadline)
     }
 
+    fn resume(&mut self, now: When) {
+        self.inner.resume(now)
+    }
+
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.to.log_event(now, event);
         self.inner.inject(now, event);

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 /// Part of a run: from the first point up to, not including, what is done at the second.
 pub type Part = std::ops::Range<Icount>;
 
-/// Told of a point; says whether to go on. The machine stands behind an access, before anything else.
+/// Told of a point; says whether to go on. The machine stands behind an access or occurrence, before anything else.
 pub type See<'a> = &'a mut dyn FnMut(&mut Vm, Hit) -> ControlFlow<()>;
 
 /// An instruction that wrote to watched bytes of memory.
@@ -205,15 +205,16 @@ impl Timeline {
                 VmExit::Breakpoint(at) if here < end => Reason::Breakpoint(at),
                 VmExit::Exception(e) if here < end => Reason::Exception(e),
                 VmExit::Watchpoint(hit) => Reason::Watchpoint(hit),
+                VmExit::Occurred(what) => Reason::Occurred(what),
                 VmExit::Interrupted => continue,
                 _ => return Ok(ControlFlow::Continue(())),
             };
-            let access = matches!(reason, Reason::Watchpoint(_));
-            let at = Icount(here.0.saturating_sub(u64::from(access)));
+            let done = matches!(reason, Reason::Watchpoint(_) | Reason::Occurred(_));
+            let at = Icount(here.0.saturating_sub(u64::from(done)));
             if see(vm, Hit { at, reason }).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            run = if access { Vm::run_here } else { Vm::run };
+            run = if done { Vm::run_here } else { Vm::run };
         }
     }
 }

@@ -2,7 +2,7 @@
 //! segment between checkpoints, the newest first; a segment that cannot have it is skipped without being run.
 
 use crate::timeline::{Run, Timeline, TimelineError};
-use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchHit, WatchKind};
+use retrovisor_core::engine::hooks::{Hooks, Occurrence, Watch, WatchAddr, WatchHit, WatchKind};
 use retrovisor_core::exception::Exception;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::{Gpa, Gva, Icount};
@@ -16,6 +16,8 @@ pub enum Reason {
     Watchpoint(WatchHit),
     /// This exception is about to be delivered.
     Exception(Exception),
+    /// The instruction about to execute, or the delivery about to be made, does this.
+    Occurred(Occurrence),
 }
 
 /// A point at which the run would have stopped.
@@ -44,6 +46,9 @@ impl Timeline {
             Ok(hit) => {
                 let start = self.history().start().unwrap_or(from);
                 self.seek(vm, hit.map_or(start, |h| h.at))?;
+                if hit.is_some_and(|h| matches!(h.reason, Reason::Exception(_))) {
+                    vm.exception_shown();
+                }
                 Ok(hit)
             }
             Err(e) => {
@@ -60,7 +65,7 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::reverse_continue`].
     pub fn reverse_step(&mut self, vm: &mut Vm, vcpu: usize) -> Result<bool, TimelineError> {
-        let start = self.history().start().unwrap_or_default();
+        let Some(start) = self.history().start() else { return Err(self.too_early()) };
         loop {
             let here = vm.when().icount;
             if here <= start {
@@ -104,6 +109,9 @@ impl Timeline {
 
     /// Searches backwards from `from` for the last hit of `wanted` before it. The machine ends up anywhere.
     fn last_hit(&mut self, vm: &mut Vm, wanted: &Hooks, from: Icount) -> Result<Option<Hit>, TimelineError> {
+        if self.history().is_empty() {
+            return Err(self.too_early());
+        }
         self.leave_head(vm);
         let mut end = from;
         loop {
@@ -148,13 +156,14 @@ impl Timeline {
                 VmExit::Breakpoint(at) if here < end => Reason::Breakpoint(at),
                 VmExit::Exception(e) if here < end => Reason::Exception(e),
                 VmExit::Watchpoint(hit) => Reason::Watchpoint(hit),
+                VmExit::Occurred(what) => Reason::Occurred(what),
                 VmExit::Interrupted => continue,
                 _ => return Ok(last),
             };
-            // The access was made by the instruction just executed, and nothing has been reported here yet.
-            let access = matches!(reason, Reason::Watchpoint(_));
-            last = Some(Hit { at: Icount(here.0.saturating_sub(u64::from(access))), reason });
-            run = if access { Vm::run_here } else { Vm::run };
+            // It was done by the instruction just executed, and nothing has been reported here yet.
+            let done = matches!(reason, Reason::Watchpoint(_) | Reason::Occurred(_));
+            last = Some(Hit { at: Icount(here.0.saturating_sub(u64::from(done))), reason });
+            run = if done { Vm::run_here } else { Vm::run };
         }
     }
 }

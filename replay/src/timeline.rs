@@ -30,6 +30,8 @@ const GRID: u64 = 1 << 24;
 const APART: Duration = Duration::from_millis(80);
 /// Share of the run's time that they may take: one part in so many.
 const SHARE: u32 = 32;
+/// Pages (4 KiB) a checkpoint copies before it has them compressed, if there are more.
+const AT_ONCE: usize = 1 << 15;
 /// Instructions between two looks at whether to go on.
 const LOOK_EVERY: u64 = 1 << 22;
 /// Distances before a point gone to at which checkpoints are taken on the way: what is looked at next lies near.
@@ -179,6 +181,16 @@ impl Timeline {
         }
     }
 
+    /// Does the machine hear what comes, rather than what a log says?
+    pub fn is_live(&self) -> bool {
+        self.trace.is_none() && self.head.is_none()
+    }
+
+    /// Does the machine follow a trace, which ends?
+    pub fn on_trace(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// The newest point: the live head, or the end of the trace.
     pub fn end(&self, vm: &Vm) -> When {
         match (&self.trace, &self.head) {
@@ -209,6 +221,15 @@ impl Timeline {
         }
     }
 
+    /// As [`Timeline::log`], with everything up to the machine's point.
+    pub fn log_to_here(&self, vm: &mut Vm) -> Arc<dyn Log> {
+        if self.is_live() {
+            vm.arrive();
+            self.recording.flush(vm.when());
+        }
+        self.log()
+    }
+
     // --- checkpoints ---
 
     /// Takes a checkpoint of the machine, which has just arrived where it stands.
@@ -216,8 +237,7 @@ impl Timeline {
         let at = vm.when();
         self.look_at_memory(vm);
         let stretch = std::mem::replace(&mut self.open, Stretch::begin(at.icount));
-        let live = self.trace.is_none() && self.head.is_none();
-        let digest = if live { self.recording.digest() } else { &self.digest };
+        let digest = if self.is_live() { self.recording.digest() } else { &self.digest };
         let checkpoint = Checkpoint {
             at,
             state: vm.save_state().into(),
@@ -227,6 +247,9 @@ impl Timeline {
             dense,
         };
         self.history.insert(checkpoint, at.icount);
+        if self.history.bytes() > self.history.budget() && self.head.is_none() {
+            return self.give_up(vm);
+        }
         if let Some(known) = self.history.get(at.icount) {
             // The same contents: share its pages.
             self.base = known.pages.clone();
@@ -236,11 +259,25 @@ impl Timeline {
     /// Learns what memory holds now, and what was touched since the last time.
     fn look_at_memory(&mut self, vm: &mut Vm) {
         let written = vm.take_written();
-        for page in &written {
-            self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+        for pages in written.chunks(AT_ONCE) {
+            for page in pages {
+                self.base.set(*page, self.history.store.page(vm.sys.mem.ram.page(*page)));
+            }
+            self.history.store.hand_on();
+            // So many that they are to be compressed before there are more.
+            if written.len() > AT_ONCE {
+                self.history.store.settle();
+            }
         }
-        self.history.store.hand_on();
         self.open.add(&written, &vm.take_footprint());
+    }
+
+    /// Not even the newest checkpoint fits into the budget: no history is kept from now on.
+    fn give_up(&mut self, vm: &Vm) {
+        self.history.clear();
+        self.drop_branches();
+        self.base = PageMap::new(vm.sys.mem.flags.len());
+        self.next = u64::MAX;
     }
 
     /// Takes a checkpoint because the history grows, and decides when the next is due: so that going back is fast, and so
@@ -273,6 +310,9 @@ impl Timeline {
 
     /// When the next checkpoint is due.
     fn due(&mut self, here: Icount) -> u64 {
+        if self.history.is_empty() {
+            return u64::MAX;
+        }
         if here < self.newest {
             // Nothing new is seen before there.
             return self.newest.0;
@@ -355,7 +395,7 @@ impl Timeline {
     pub(crate) fn too_early(&self) -> TimelineError {
         match self.history.start() {
             Some(start) => TimelineError::BeforeStart { start },
-            None => TimelineError::NoHistory("it does not fit into the memory it was given"),
+            None => TimelineError::NoHistory("the guest's memory does not fit into what --history gives it"),
         }
     }
 
@@ -450,6 +490,7 @@ impl Timeline {
     pub(crate) fn enter_live(&mut self, vm: &mut Vm) {
         if let Some(doors) = self.doors.take() {
             (vm.sys.input, vm.sys.output) = doors;
+            vm.sys.input.resume(vm.when());
         }
     }
 

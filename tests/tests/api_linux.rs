@@ -1,5 +1,5 @@
 //! The API for tests of kernels, on a Debian kernel: boot to a shell, ask who wrote a variable last, bound the time with
-//! interrupts off. docs/testing-api.md shows this test.
+//! interrupts off.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,6 @@ use retrovisor_tests::initramfs;
 /// More instructions than any step here takes.
 const LIMIT: u64 = 10_000_000_000;
 
-// [example]
 #[test]
 fn a_debian_kernel_keeps_time_and_does_not_block_interrupts() {
     let kernel = Kernel::CloudAmd64;
@@ -45,4 +44,3 @@ fn a_debian_kernel_keeps_time_and_does_not_block_interrupts() {
     guest.type_text("exit\n").unwrap();
     assert_eq!(guest.run_to_exit(LIMIT).unwrap(), VmExit::PowerOff);
 }
-// [end]

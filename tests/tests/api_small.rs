@@ -172,6 +172,8 @@ fn what_happened_is_listed_and_asserted() {
     guest.history().since(third + 1).until(fourth).not_written("ticks", 4).unwrap();
     guest.history().not_written(0x10_0040, 4).unwrap();
     assert_eq!(guest.history().exceptions().unwrap().len(), 0);
+    // The timer and nothing else.
+    assert_eq!(guest.history().interrupts().unwrap(), [(0x20, u64::from(ticks))].into());
     // Predicates, at some points or at all.
     let executed = Points::Executed(writes[0].pc.into());
     assert_eq!(guest.history().at(executed.clone()).count().unwrap(), u64::from(ticks));

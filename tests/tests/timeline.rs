@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use iced_x86::code_asm::*;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::engine::Engine;
-use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchKind};
+use retrovisor_core::engine::hooks::{Hooks, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::exception::vector;
 use retrovisor_core::hash::StateHash;
-use retrovisor_core::input::{InputEvent, When};
+use retrovisor_core::input::{InputEvent, NoInput, When};
+use retrovisor_core::loader::Images;
+use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
 use retrovisor_core::{Gpa, Gva, Icount};
@@ -16,6 +19,7 @@ use retrovisor_replay::search::Reason;
 use retrovisor_replay::{
     ExitReason, Mailbox, Recording, Replay, Timeline, TimelineError, Trace, VerifyOptions, verify,
 };
+use retrovisor_tests::asm::multiboot;
 use retrovisor_tests::ticker::{self, Keys, Random};
 use std::collections::{BTreeMap, HashMap};
 
@@ -92,7 +96,7 @@ fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
 }
 
 /// Every stop of a run forwards to `end`, by the point a search backwards would name.
-fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
+fn stops(engine: Engine, hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
     let mut vm = Vm::new(
         ticker::config(ClockKind::Virtual),
         ticker::images(300),
@@ -100,7 +104,7 @@ fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
         Box::new(NullSink),
     )
     .unwrap();
-    vm.hooks = hooks.clone();
+    (vm.hooks, vm.engine) = (hooks.clone(), engine);
     let mut all = Vec::new();
     let mut exit = vm.run_here(Some(end));
     while exit != VmExit::Reached {
@@ -109,13 +113,19 @@ fn stops(hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
             VmExit::Breakpoint(at) => (here, Reason::Breakpoint(at)),
             VmExit::Exception(e) => (here, Reason::Exception(e)),
             VmExit::Watchpoint(hit) => (Icount(here.0 - 1), Reason::Watchpoint(hit)),
+            VmExit::Occurred(what) => (Icount(here.0 - 1), Reason::Occurred(what)),
             other => panic!("{other:?}"),
         };
         all.push((at, reason));
-        exit = if matches!(exit, VmExit::Watchpoint(_)) { vm.run_here(Some(end)) } else { vm.run(Some(end)) };
+        let done = matches!(exit, VmExit::Watchpoint(_) | VmExit::Occurred(_));
+        exit = if done { vm.run_here(Some(end)) } else { vm.run(Some(end)) };
     }
     all.retain(|(at, _)| *at < end);
     all
+}
+
+fn looking_for(what: Wanted) -> Hooks {
+    Hooks { wanted: vec![what], ..Hooks::default() }
 }
 
 #[test]
@@ -156,6 +166,10 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
                 ..Hooks::default()
             },
         ),
+        ("interrupts", looking_for(Wanted::Interrupt(None))),
+        ("serial interrupts", looking_for(Wanted::Interrupt(Some(0x24)))),
+        ("ports", looking_for(Wanted::Port(None))),
+        ("one port", looking_for(Wanted::Port(Some(0x3f8)))),
         ("never", Hooks { breakpoints: [0x10].into(), stop_exceptions: 1 << vector::DE, ..Hooks::default() }),
     ]
     .into();
@@ -163,7 +177,7 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
         let (mut vm, mut timeline) = live(engine, 64 << 20);
         assert_eq!(timeline.run(&mut vm, Some(end)), VmExit::Reached);
         for (name, hooks) in &wanted {
-            let all = stops(hooks, end);
+            let all = stops(engine, hooks, end);
             assert_eq!(all.is_empty(), *name == "never");
             let mut random = Random(9);
             // From the head, then from hit to hit, then from anywhere.
@@ -176,8 +190,7 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
                 vm.hooks = hooks.clone();
                 let found = timeline.reverse_continue(&mut vm).unwrap().map(|h| (h.at, h.reason));
                 let expected = all.iter().rev().find(|(at, _)| *at < from);
-                let point = |f: &(Icount, Reason)| (f.0, matches!(f.1, Reason::Watchpoint(_)));
-                assert_eq!(found.as_ref().map(point), expected.map(point), "{name}, from {from}");
+                assert_eq!(found.as_ref(), expected, "{name}, from {from}");
                 from = vm.when().icount;
                 assert_eq!(from, found.map_or(Icount(0), |f| f.0), "{name}");
                 vm.hooks = Hooks::default();
@@ -315,4 +328,58 @@ fn a_replay_goes_anywhere_and_can_be_led_astray_and_back() {
     let exit = replay.vm.run(None);
     let report = replay.conclude(exit).unwrap().unwrap();
     assert_eq!((report.when, report.hash), (end, hash));
+}
+
+/// Fills 16 MiB with noise, again and again.
+fn noise() -> Vec<u8> {
+    multiboot(|a| {
+        let (mut again, mut next) = (a.create_label(), a.create_label());
+        a.mov(eax, 0x1234_5678).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.mov(edi, 0x20_0000).unwrap();
+        a.set_label(&mut next).unwrap();
+        for shift in [13, -17, 5] {
+            a.mov(ebx, eax).unwrap();
+            if shift > 0 {
+                a.shl(ebx, shift).unwrap()
+            } else {
+                a.shr(ebx, -shift).unwrap()
+            }
+            a.xor(eax, ebx).unwrap();
+        }
+        a.mov(dword_ptr(edi), eax).unwrap();
+        a.add(edi, 4).unwrap();
+        a.cmp(edi, 0x120_0000).unwrap();
+        a.jb(next).unwrap();
+        a.jmp(again).unwrap();
+    })
+}
+
+#[test]
+fn a_guest_that_writes_all_its_memory_stays_within_the_budget() {
+    let images = Images { kernel: Some(noise()), kernel_name: "noise".into(), ..Images::default() };
+    for (budget, fits) in [(8 << 20, false), (24 << 20, true)] {
+        let config = MachineConfig { memory: 32 << 20, ..MachineConfig::default() };
+        let recording = Recording::unwritten(&config);
+        let (port, output) = (recording.port(NoInput), recording.output(NullSink));
+        let mut vm = Vm::new(config, images.clone(), Box::new(port), Box::new(output)).unwrap();
+        let mut timeline = Timeline::live(&mut vm, recording, Mailbox::new(), budget);
+        for n in 1..=100 {
+            assert_eq!(timeline.run(&mut vm, Some(Icount(n * 30_000_000))), VmExit::Reached);
+            assert!(timeline.history().bytes() <= budget, "{} of {budget}", timeline.history().bytes());
+        }
+        let head = (vm.when(), vm.state_hash());
+        if fits {
+            assert!(timeline.history().len() > 1);
+            assert!(timeline.reverse_step(&mut vm, 0).unwrap());
+            timeline.seek(&mut vm, Icount(5)).unwrap();
+        } else {
+            let none = timeline.reverse_step(&mut vm, 0);
+            assert!(matches!(none, Err(TimelineError::NoHistory(_))), "{none:?}");
+            assert!(timeline.reverse_continue(&mut vm).is_err());
+        }
+        timeline.seek(&mut vm, Icount(u64::MAX)).unwrap();
+        assert_eq!((vm.when(), vm.state_hash()), head);
+        assert_eq!(timeline.run(&mut vm, Some(Icount(3_100_000_000))), VmExit::Reached);
+    }
 }

@@ -15,6 +15,7 @@ pub use options::{Engine, JitOptions};
 use crate::addr::{GuestTime, Icount};
 use crate::clock::ClockKind;
 use crate::ctx::Ctx;
+use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, vector};
 use crate::input::{Idle, Poll};
 use crate::interp::Leave;
@@ -287,14 +288,23 @@ impl Vm {
             return None;
         }
         if cpu.nmi_pending && !cpu.nmi_blocked {
-            return Some(self.deliver(|ctx| ctx.deliver_nmi()));
+            return Some(self.interrupt(vector::NMI, |ctx| ctx.deliver_nmi()));
         }
         if cpu.flags.has(flags::bit::IF) && self.sys.board.intr(cpu.index) {
             let index = cpu.index;
             let vector = self.sys.board.ack(index);
-            return Some(self.deliver(|ctx| ctx.deliver_external(vector)));
+            return Some(self.interrupt(vector, |ctx| ctx.deliver_external(vector)));
         }
         None
+    }
+
+    /// Delivers an interrupt or NMI.
+    fn interrupt(&mut self, vector: u8, how: impl FnOnce(&mut Ctx<'_>)) -> Next {
+        self.sys.occurred(|| Occurrence::Interrupt(vector));
+        match self.deliver(how) {
+            Next::Again => self.report().map_or(Next::Again, Next::Exit),
+            other => other,
+        }
     }
 
     /// One delivery: counts as one on the icount axis.
@@ -365,7 +375,7 @@ impl Vm {
         if let Some(e) = self.here().trap_boundary(tf) {
             return self.raise(e);
         }
-        self.watch_hit()
+        self.report()
     }
 
     /// The vCPU whose turn it is, about to execute.
@@ -388,6 +398,9 @@ impl Vm {
         if self.sys.mmu.watches() != self.hooks.watches {
             self.sys.mmu.set_watches(&mut self.sys.mem, &self.hooks.watches);
         }
+        if self.sys.observer.wanted() != self.hooks.wanted {
+            self.observe();
+        }
         let changed = self.filter.sync(&self.hooks.breakpoints);
         if !changed.is_empty()
             && let Some(t) = &mut self.translator
@@ -409,12 +422,20 @@ impl Vm {
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {
             Next::Exit(x) => Some(x),
-            Next::Again | Next::Run(_) => self.watch_hit(),
+            Next::Again | Next::Run(_) => self.report(),
         }
     }
 
-    fn watch_hit(&mut self) -> Option<VmExit> {
-        self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint)
+    /// The debugger knows of the exception that is about to be delivered here: the next run delivers it.
+    pub fn exception_shown(&mut self) {
+        self.shown_exception = Some(self.sys.icount);
+    }
+
+    /// What the debugger wants to know about the instruction or delivery just made.
+    fn report(&mut self) -> Option<VmExit> {
+        let hit = self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint);
+        let occurred = self.sys.observer.take().map(VmExit::Occurred);
+        hit.or(occurred)
     }
 
     /// Whether guest time follows icount.

@@ -9,6 +9,7 @@ use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
 use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
+use crate::engine::hooks::{Observer, Occurrence};
 use crate::engine::interrupts::InterruptWatch;
 use crate::engine::{Engine, JitOptions};
 use crate::exception::Exception;
@@ -32,6 +33,8 @@ pub enum VmExit {
     Breakpoint(Gva),
     /// The instruction just executed touched a watched place.
     Watchpoint(WatchHit),
+    /// The instruction or delivery just made did this (see `Hooks::wanted`).
+    Occurred(Occurrence),
     /// The vCPU is about to deliver this exception (see `Hooks::stop_exceptions`).
     Exception(Exception),
     /// A vCPU triple-faulted (with `no_reboot`, or before the reset if `Hooks::stop_triple_fault`).
@@ -109,6 +112,7 @@ impl Vm {
             input,
             output,
             interrupts: InterruptWatch::default(),
+            observer: Observer::default(),
         };
         let mut vm = Self {
             vcpus: Vec::new(),
@@ -169,6 +173,13 @@ impl Vm {
             ctx.mmu_switch();
             ctx.refresh_debug_regs();
         }
+        self.observe();
+    }
+
+    /// Looks out for what the debugger wants from the present state on.
+    pub(crate) fn observe(&mut self) {
+        let spaces = self.vcpus.iter().map(|c| (c.cr3, c.mode.cpl));
+        self.sys.observer.begin(&self.hooks.wanted, spaces);
     }
 
     /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.

@@ -9,6 +9,7 @@ use super::walk::{Format, Miss, Rights, pf, walk};
 use super::{Access, Mmu, Paging, Privilege, View};
 use crate::addr::{Asid, Gpa, PAGE_SHIFT};
 use crate::ctx::Ctx;
+use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, vector};
 use crate::mem::{Memory, Target, page};
 use crate::vcpu::segment::attr;
@@ -260,6 +261,7 @@ impl Ctx<'_> {
             at += n;
         }
         self.after_device();
+        self.sys.occurred(|| Occurrence::Mmio { gpa, bytes: len as u8, write: false });
         v
     }
 
@@ -274,6 +276,7 @@ impl Ctx<'_> {
             at += n;
         }
         self.after_device();
+        self.sys.occurred(|| Occurrence::Mmio { gpa, bytes: len as u8, write: true });
     }
 
     /// A device may have raised a line or written memory.

@@ -3,7 +3,7 @@
 //! replay.
 
 use super::{Error, Guest, Icount, Look, OffStretch, Place};
-use retrovisor_core::engine::hooks::{Hooks, Watch, WatchAddr, WatchKind};
+use retrovisor_core::engine::hooks::{Hooks, Occurrence, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_replay::{Reason, Write};
 use std::collections::BTreeMap;
@@ -140,6 +140,23 @@ impl History<'_> {
         timeline.scan(vm, &hooks, part, &mut |_, hit| {
             if let Reason::Exception(e) = hit.reason {
                 *counts.entry(e.vector).or_insert(0) += 1;
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(counts)
+    }
+
+    /// How many external interrupts of each vector were delivered; NMIs are vector 2.
+    ///
+    /// # Errors
+    /// If the history cannot be replayed.
+    pub fn interrupts(&mut self) -> Result<BTreeMap<u8, u64>, Error> {
+        let hooks = Hooks { wanted: vec![Wanted::Interrupt(None)], ..Hooks::default() };
+        let (part, mut counts) = (self.from..self.to, BTreeMap::new());
+        let (timeline, vm) = self.guest.parts()?;
+        timeline.scan(vm, &hooks, part, &mut |_, hit| {
+            if let Reason::Occurred(Occurrence::Interrupt(vector)) = hit.reason {
+                *counts.entry(vector).or_insert(0) += 1;
             }
             ControlFlow::Continue(())
         })?;

@@ -1,15 +1,17 @@
 //! The VM thread: serves commands between runs of the machine, and turns `VmExit`s into events.
 
-use super::{Options, Resume, Role, SessionError, Sink};
+use super::travel::End;
+use super::{Answer, Options, Resume, Role, SessionError, Sink};
 use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
 use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
+use crate::travel::Marks;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::VmExit;
 use retrovisor_core::vcpu::Activity;
 use retrovisor_core::{Gpa, Gva, Icount};
-use retrovisor_replay::{Machine, Reason, TimelineError};
+use retrovisor_replay::Machine;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -37,7 +39,7 @@ struct Attached {
 
 /// What the VM thread owns.
 pub struct Worker {
-    vm: Machine,
+    pub(super) vm: Machine,
     jobs: Receiver<Job>,
     options: Options,
     state: State,
@@ -48,7 +50,9 @@ pub struct Worker {
     run: u64,
     quit: bool,
     /// Where the last triple fault was reported, so that a resume from there goes through with it.
-    triple_fault_at: Option<Icount>,
+    pub(super) triple_fault_at: Option<Icount>,
+    pub(super) end: Option<End>,
+    pub(super) marks: Marks,
 }
 
 impl Worker {
@@ -65,6 +69,8 @@ impl Worker {
             run: u64::from(!options.freeze),
             quit: false,
             triple_fault_at: None,
+            end: None,
+            marks: Marks::new(),
         };
         if options.freeze {
             worker.state = State::Stopped(worker.stop_here(StopReason::Frozen));
@@ -129,7 +135,7 @@ impl Worker {
         }
     }
 
-    fn has_debugger(&self) -> bool {
+    pub(super) fn has_debugger(&self) -> bool {
         self.clients.iter().any(|c| c.role == Role::Debugger)
     }
 
@@ -167,12 +173,34 @@ impl Worker {
         self.update_hooks();
     }
 
-    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<String, String> {
+    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<Answer, String> {
         let mut exceptions = self.clients.iter().find(|c| c.id == id).map_or(0, |c| c.exceptions);
-        let machine = &mut Inspect::new(&mut self.vm);
-        let answer = monitor::run(&mut monitor::Context { machine, vcpu, exceptions: &mut exceptions }, line);
+        let (timeline, vm) = self.vm.parts();
+        let machine = &mut Inspect::new(vm);
+        let mut ctx = monitor::Context {
+            machine,
+            vcpu,
+            exceptions: &mut exceptions,
+            timeline,
+            marks: &mut self.marks,
+            go: None,
+        };
+        let answer = monitor::run(&mut ctx, line);
+        let go = ctx.go;
         self.stop_on_exceptions(id, exceptions);
-        answer
+        let run = match (&answer, go) {
+            (Ok(_), Some(how)) => Some(self.go(how).map_err(|e| e.to_string())?),
+            _ => None,
+        };
+        answer.map(|text| Answer { text, run })
+    }
+
+    /// Resumes; a guest that runs is stopped first.
+    fn go(&mut self, how: Resume) -> Result<u64, SessionError> {
+        if matches!(self.state, State::Running { .. }) {
+            self.state = State::Stopped(self.stop_here(StopReason::Paused));
+        }
+        self.resume(how)
     }
 
     /// Tells the engine what to stop at.
@@ -186,15 +214,10 @@ impl Worker {
     // --- writes: logged inputs ---
 
     pub(super) fn inject(&mut self, event: &InputEvent) -> Result<(), SessionError> {
-        if self.options.read_only {
-            return Err(SessionError::ReadOnly);
-        }
-        if self.vm.timeline().is_some_and(|t| t.in_past(&self.vm)) {
-            return Err(SessionError::InPast);
-        }
         if let State::Exited(exit) = self.state {
             return Err(SessionError::Exited(exit));
         }
+        self.make_changeable()?;
         self.vm.inject(event);
         // A debugger's own write to a watched place is no hit.
         let system = &mut self.vm.sys;
@@ -235,7 +258,7 @@ impl Worker {
             State::Running { .. } => return Ok(self.run),
             State::Stopped(_) => {}
         }
-        if matches!(how, Resume::ReverseContinue | Resume::ReverseStep { .. } | Resume::Seek { .. }) {
+        if how.travels() {
             self.vm.travel()?;
         }
         if let Resume::Step { vcpu } | Resume::StepRange { vcpu, .. } | Resume::ReverseStep { vcpu } = how
@@ -244,9 +267,16 @@ impl Worker {
             return Err(SessionError::NoVcpu(vcpu));
         }
         self.run += 1;
+        // Guest time does not pass while the guest is stopped.
+        let when = self.vm.when();
+        self.vm.sys.input.resume(when);
         self.state = State::Running { how, fresh: true };
         self.broadcast(Event::Running(self.run));
         Ok(self.run)
+    }
+
+    pub(super) fn read_only(&self) -> bool {
+        self.options.read_only
     }
 
     pub(super) fn pause(&mut self) {
@@ -276,13 +306,13 @@ impl Worker {
         Stop { reason, when: self.vm.when(), vcpu, pc, run: self.run }
     }
 
-    fn stop(&mut self, reason: StopReason) {
+    pub(super) fn stop(&mut self, reason: StopReason) {
         let stop = self.stop_here(reason);
         self.state = State::Stopped(stop);
         self.broadcast(Event::Stopped(stop));
     }
 
-    fn exit(&mut self, exit: Exit) {
+    pub(super) fn exit(&mut self, exit: Exit) {
         self.state = State::Exited(exit);
         self.broadcast(Event::Exited(exit));
     }
@@ -290,47 +320,32 @@ impl Worker {
     /// Runs until the machine stops or a command is waiting.
     fn advance(&mut self) {
         let State::Running { how, fresh } = self.state else { return };
+        if how.travels() {
+            return self.travel(how);
+        }
+        if let Some(exit) = self.at_end() {
+            return self.ended(exit);
+        }
         let outcome = match how {
-            Resume::Continue { until } => self.advance_continue(until, fresh),
+            Resume::Continue { until } => self.advance_continue(self.capped(until), fresh),
             Resume::Step { vcpu } => self.advance_step(vcpu, None),
             Resume::StepRange { vcpu, start, end } => self.advance_step(vcpu, Some((start, end))),
-            Resume::ReverseContinue | Resume::ReverseStep { .. } | Resume::Seek { .. } => {
-                return self.travel(how);
+            Resume::Search { what, .. } => {
+                Some(self.advance_search(what)).filter(|e| *e != VmExit::Interrupted)
             }
+            _ => return,
         };
-        if let Some(exit) = outcome {
-            self.settle(exit, how);
+        match (outcome, self.at_end()) {
+            (Some(VmExit::Reached), Some(exit)) if !matches!(how, Resume::Step { .. }) => self.ended(exit),
+            (Some(exit), _) => self.settle(exit, how),
+            (None, _) => {}
         }
     }
 
-    /// Moves the machine in time, and stops it there.
-    fn travel(&mut self, how: Resume) {
-        match self.moved(how) {
-            Ok(reason) => self.stop(reason),
-            Err(TimelineError::Interrupted) => self.stop(StopReason::Paused),
-            Err(TimelineError::BeforeStart { .. }) => self.stop(StopReason::HistoryStart),
-            Err(_) => self.stop(StopReason::Diverged),
-        }
-    }
-
-    fn moved(&mut self, how: Resume) -> Result<StopReason, TimelineError> {
-        let (timeline, vm) = self.vm.travel()?;
-        Ok(match how {
-            Resume::ReverseStep { vcpu } => match timeline.reverse_step(vm, vcpu)? {
-                true => StopReason::Step,
-                false => StopReason::HistoryStart,
-            },
-            Resume::Seek { to } => {
-                timeline.seek(vm, to)?;
-                StopReason::Reached
-            }
-            _ => match timeline.reverse_continue(vm)?.map(|h| h.reason) {
-                Some(Reason::Breakpoint(at)) => StopReason::Breakpoint(at),
-                Some(Reason::Watchpoint(hit)) => StopReason::Watchpoint(hit),
-                Some(Reason::Exception(e)) => StopReason::Exception(e),
-                None => StopReason::HistoryStart,
-            },
-        })
+    /// `until`, but not beyond where the machine is known to end.
+    fn capped(&self, until: Option<Icount>) -> Option<Icount> {
+        let end = self.end.map(|e| e.at);
+        until.map_or(end, |u| Some(end.map_or(u, |e| e.min(u))))
     }
 
     /// `None`: not done, look for commands and come back.
@@ -419,19 +434,20 @@ impl Worker {
             if debugged { worker.stop(reason) } else { worker.exit(exit) }
         };
         match exit {
-            VmExit::Reached if matches!(how, Resume::Continue { .. }) => self.stop(StopReason::Reached),
+            VmExit::Reached if matches!(how, Resume::Continue { .. } | Resume::Search { .. }) => {
+                self.stop(StopReason::Reached)
+            }
             VmExit::Reached => self.stop(StopReason::Step),
             VmExit::Breakpoint(at) => self.stop(StopReason::Breakpoint(at)),
             VmExit::Watchpoint(hit) => self.stop(StopReason::Watchpoint(hit)),
             VmExit::Exception(e) => self.stop(StopReason::Exception(e)),
+            VmExit::Occurred(what) => self.stop(StopReason::Occurred(what)),
             VmExit::TripleFault => self.triple_fault(),
-            VmExit::Reset => self.exit(Exit::Reset),
-            VmExit::PowerOff => self.exit(Exit::PowerOff),
-            VmExit::DebugExit(v) => self.exit(Exit::DebugExit(v)),
+            VmExit::Reset => self.ended(Exit::Reset),
+            VmExit::PowerOff => self.ended(Exit::PowerOff),
+            VmExit::DebugExit(v) => self.ended(Exit::DebugExit(v)),
             // Live: the guest waits for input, and nobody is left to send any.
-            VmExit::InputEnded if !self.options.read_only => {
-                or_stop(self, Exit::TraceEnded, StopReason::Dead)
-            }
+            VmExit::InputEnded if !self.on_trace() => or_stop(self, Exit::TraceEnded, StopReason::Dead),
             VmExit::InputEnded => or_stop(self, Exit::TraceEnded, StopReason::TraceEnded),
             VmExit::Diverged => or_stop(self, Exit::Diverged, StopReason::Diverged),
             VmExit::Dead => or_stop(self, Exit::Dead, StopReason::Dead),

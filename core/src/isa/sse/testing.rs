@@ -4,6 +4,7 @@
 
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
+use crate::engine::hooks::Observer;
 use crate::exception::Exception;
 use crate::input::NoInput;
 use crate::machine::board::Board;
@@ -50,6 +51,7 @@ impl Machine {
             input: Box::new(NoInput),
             output: Box::new(NullSink),
             interrupts: Default::default(),
+            observer: Observer::default(),
         };
         Self { cpu, sys }
     }
