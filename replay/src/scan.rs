@@ -48,7 +48,7 @@ impl Timeline {
         part: Part,
         see: See<'_>,
     ) -> Result<(), TimelineError> {
-        self.from_here(vm, |timeline, vm| timeline.scan_segments(vm, hooks, part, see))
+        self.in_the_past(vm, |timeline, vm| timeline.scan_segments(vm, hooks, part, see))
     }
 
     /// Calls `see` at every point of `part` and at its end: before each instruction, REP iteration and delivery.
@@ -61,7 +61,7 @@ impl Timeline {
         part: Part,
         see: &mut dyn FnMut(&mut Vm) -> ControlFlow<()>,
     ) -> Result<(), TimelineError> {
-        self.from_here(vm, |timeline, vm| {
+        self.in_the_past(vm, |timeline, vm| {
             timeline.go_back_to(vm, part.start)?;
             while see(vm).is_continue() {
                 let here = vm.when().icount;
@@ -78,7 +78,7 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::scan`].
     pub fn interrupts_off(&mut self, vm: &mut Vm, part: Part) -> Result<Option<OffStretch>, TimelineError> {
-        self.from_here(vm, |timeline, vm| {
+        self.in_the_past(vm, |timeline, vm| {
             timeline.go_back_to(vm, part.start)?;
             vm.measure_interrupts();
             let ran = timeline.stretch_to(vm, part.end, Vm::run);
@@ -104,7 +104,7 @@ impl Timeline {
         let hooks = Hooks { watches: vec![watch], ..Hooks::default() };
         let size = usize::try_from(len).unwrap_or(usize::MAX);
         let mut all: Vec<Write> = Vec::new();
-        self.from_here(vm, |timeline, vm| {
+        self.in_the_past(vm, |timeline, vm| {
             timeline.go_back_to(vm, part.start)?;
             let mut old = read(vm, gpa, size);
             let mut see = |vm: &mut Vm, hit: Hit| {
@@ -130,7 +130,7 @@ impl Timeline {
     }
 
     /// Does `f` with a machine in the past that has no hooks, and puts it back.
-    fn from_here<T>(
+    fn in_the_past<T>(
         &mut self,
         vm: &mut Vm,
         f: impl FnOnce(&mut Self, &mut Vm) -> Result<T, TimelineError>,
