@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// What a changed page costs in the nodes of a page map, about, in bytes.
 const NODE_SHARE: u64 = 96;
+/// What a compressed page takes, about, in bytes.
+const PACKED: u64 = 1024;
 /// A watchpoint on more pages than this may be hit anywhere.
 const MAX_WATCHED: u64 = 64;
 
@@ -273,17 +275,37 @@ impl History {
         }
     }
 
-    /// The checkpoint whose loss costs least: it leaves the smallest gap, as gaps far from the cursor are seen. Of the last
-    /// two, the older; `None` if there is only one.
+    /// The checkpoint whose loss costs least for what it frees: it leaves a small gap, as gaps far from the cursor are seen.
+    /// Those that are dense go last, but for the first, which goes when it is one of two and frees pages; the very last never.
     fn dispensable(&self, cursor: Icount) -> Option<u64> {
-        let keys: Vec<u64> = self.checkpoints.keys().copied().collect();
-        let loss = |w: &[u64]| {
-            let distance = w[1].abs_diff(cursor.0).max(1 << 20);
-            (w[2] - w[0]) as f64 / (distance as f64).sqrt()
+        let all: Vec<&Checkpoint> = self.checkpoints.values().collect();
+        let at = |c: &Checkpoint| c.at.icount.0;
+        let cost = |w: &[&Checkpoint]| {
+            let pages = common(&w[1].stretch.written, &w[2].stretch.written) as u64;
+            let freed = (w[1].cost() + pages * PACKED) as f64;
+            let distance = at(w[1]).abs_diff(cursor.0).max(1 << 20);
+            let gap = (at(w[2]) - at(w[0])) as f64 / (distance as f64).sqrt();
+            (w[1].dense, gap / freed, at(w[1]))
         };
-        if keys.len() == 2 {
-            return Some(keys[0]);
+        let order = |a: &(bool, f64, u64), b: &(bool, f64, u64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
+        match (all.windows(3).map(cost).min_by(order), &all[..]) {
+            (Some((.., at)), _) => Some(at),
+            (None, [first, second]) if common(&first.stretch.written, &second.stretch.written) > 0 => {
+                Some(at(first))
+            }
+            _ => None,
         }
-        keys.windows(3).min_by(|a, b| loss(a).total_cmp(&loss(b))).map(|w| w[1])
     }
+}
+
+/// How many numbers two ascending lists have in common.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    let (mut i, mut n) = (0, 0);
+    for x in a {
+        while b.get(i).is_some_and(|y| y < x) {
+            i += 1;
+        }
+        n += usize::from(b.get(i) == Some(x));
+    }
+    n
 }
