@@ -3,6 +3,7 @@
 use crate::addr::{GuestTime, Icount};
 use crate::clock::Clock;
 use crate::engine::hooks::{Observer, Occurrence};
+use crate::engine::interrupts::InterruptWatch;
 use crate::input::{InputPort, When};
 use crate::machine::board::{Board, BusCtx};
 use crate::mem::Memory;
@@ -35,6 +36,8 @@ pub struct System {
     pub clock: Clock,
     pub input: Box<dyn InputPort>,
     pub output: Box<dyn OutputSink>,
+    /// How long interrupts are off, while somebody asks.
+    pub interrupts: InterruptWatch,
     /// What the debugger looks out for.
     pub observer: Observer,
 }

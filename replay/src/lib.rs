@@ -23,6 +23,8 @@ pub mod output;
 pub mod pages;
 pub mod play;
 pub mod record;
+pub mod save;
+pub mod scan;
 pub mod search;
 pub mod timeline;
 
@@ -42,5 +44,6 @@ pub use mailbox::{InputSource, Mailbox};
 pub use output::{HashedOutput, OutputDigest, OutputState};
 pub use play::{Divergence, PlayMonitor, Player};
 pub use record::{RecordError, Recorder, Recording};
+pub use scan::Write;
 pub use search::{Hit, Reason};
 pub use timeline::{Timeline, TimelineError};

@@ -404,7 +404,7 @@ impl Timeline {
     }
 
     /// Runs a machine in the past up to `to`, with nothing to stop at.
-    fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
+    pub(crate) fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
         loop {
             match self.stretch_to(vm, to, Vm::run)? {
                 VmExit::Reached => return Ok(()),

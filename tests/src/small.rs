@@ -54,6 +54,7 @@ impl Small {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Ok(Self { cpu: vcpu(size), sys })

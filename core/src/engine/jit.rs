@@ -37,7 +37,7 @@ impl Vm {
     /// Runs the current vCPU up to the limit, translated as far as possible.
     pub(super) fn run_translated(&mut self, skip_first: bool) -> Leave {
         if self.translator.is_none() {
-            match Translator::new(self.config.cpu, self.jit_options, self.jit_buffer) {
+            match Translator::new(self.config.cpu, self.translator_options(), self.jit_buffer) {
                 Ok(t) => self.translator = Some(Box::new(t)),
                 Err(_) => return self.interpret(skip_first),
             }

@@ -125,6 +125,7 @@ impl Survey {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Ok(Self { probe: Probe::new()?, cpu: flat64(), sys, samples: samples() })

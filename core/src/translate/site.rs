@@ -132,6 +132,7 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         if let Err(e) = ctx.execute(insn) {
             return fault(frame, ctx, e, limit);
         }
+        ctx.note_interrupts();
         astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
         if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
             break;

@@ -101,6 +101,7 @@ impl Machine {
             input: Box::new(NoInput),
             output: Box::new(NullSink),
             observer: retrovisor_core::engine::hooks::Observer::default(),
+            interrupts: Default::default(),
         };
         let mut cpu = Vcpu::new(0, model);
         cpu.seg[Seg::Cs as usize] = Segment::real(0x1000);

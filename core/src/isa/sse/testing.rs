@@ -51,6 +51,7 @@ impl Machine {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Self { cpu, sys }

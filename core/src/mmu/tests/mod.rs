@@ -60,6 +60,7 @@ impl Rig {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         let mut rig = Self { cpu: Vcpu::new(0, CpuModel::default()), sys, next: ROOT + 0x1000 };
