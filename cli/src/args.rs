@@ -129,6 +129,9 @@ pub struct DebugArgs {
     /// Waits for a debugger before the first instruction
     #[arg(long)]
     pub freeze: bool,
+    /// Memory the history may take, for going backwards; 0 keeps none
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub history: String,
 }
 
 #[derive(Args, Debug)]
@@ -173,7 +176,7 @@ pub struct VerifyArgs {
     /// Traces to verify
     #[arg(value_name = "FILE.rvt", required = true)]
     pub traces: Vec<PathBuf>,
-    /// Traces verified at the same time
+    /// Traces verified at the same time, 0: one a CPU
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
     #[command(flatten)]
@@ -190,20 +193,58 @@ pub enum TraceCommand {
         #[arg(long)]
         json: bool,
     },
-    /// One line an input: icount, guest time, what
+    /// One line a record: icount, guest time, what
     Events {
         #[arg(value_name = "FILE.rvt")]
         trace: PathBuf,
         /// As JSON lines
         #[arg(long)]
         json: bool,
-        /// First icount of interest
-        #[arg(long, value_name = "ICOUNT")]
-        from: Option<u64>,
-        /// Last icount of interest
-        #[arg(long, value_name = "ICOUNT")]
-        to: Option<u64>,
+        /// First point of interest: an icount, or a guest time such as 1.5s or 20ms
+        #[arg(long, value_name = "POINT")]
+        from: Option<String>,
+        /// Last point of interest
+        #[arg(long, value_name = "POINT")]
+        to: Option<String>,
+        /// Only these kinds: a comma-separated list of serial, key, power-button, reset, nmi, tick, write-memory,
+        /// write-register, host-time, boot-wall-time, random, hash; or all. If not given: all but hash
+        #[arg(long, value_name = "KIND,..", value_delimiter = ',')]
+        kind: Vec<String>,
     },
+    /// The whole trace for other programs (docs/trace-export.md describes the fields)
+    Export {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// jsonl: a JSON object a line; perfetto: a timeline for ui.perfetto.dev or chrome://tracing
+        #[arg(long, value_enum, default_value_t = ExportFormat::Jsonl)]
+        format: ExportFormat,
+        /// Writes to this file instead of standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// The same trace in fewer bytes: recompressed as well as possible, small frames merged
+    Pack {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// The packed trace; may be the same file
+        #[arg(short, long, value_name = "FILE.rvt")]
+        output: PathBuf,
+    },
+    /// The trace as plain files: header as JSON, images, records as JSON lines
+    Unpack {
+        #[arg(value_name = "FILE.rvt")]
+        trace: PathBuf,
+        /// A folder that is new or empty
+        #[arg(short, long, value_name = "FOLDER")]
+        output: PathBuf,
+    },
+}
+
+/// What `trace export` writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ExportFormat {
+    Jsonl,
+    Perfetto,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -99,6 +99,15 @@ fn memory(s: &str) -> Result<u64> {
     Ok(bytes & !0xfff)
 }
 
+/// Bytes the history may take; 0: none is kept.
+pub fn history(s: &str) -> Result<u64> {
+    size(s).with_context(|| {
+        format!(
+            "--history {s}: not a size; give a number with an optional K, M or G, for instance 512M, or 0"
+        )
+    })
+}
+
 /// A number with an optional K, M, G, T suffix; megabytes without one. `None` if it is not that or overflows.
 fn size(s: &str) -> Option<u64> {
     let s = s.trim();

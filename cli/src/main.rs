@@ -9,6 +9,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Our own exit codes; odd ones belong to the guest (isa-debug-exit).
 pub mod exit {
@@ -22,6 +23,8 @@ pub mod exit {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // With a handler, a file that grows past its limit (ulimit -f) is an error of the write, not the end of the process.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     // A bug anywhere ends with its own code; the panic hook has printed what and where.
     let run = std::panic::catch_unwind(|| dispatch(cli.command));
     console::restore_terminal();

@@ -2,6 +2,7 @@
 
 use crate::addr::{GuestTime, Icount};
 use crate::clock::Clock;
+use crate::engine::hooks::{Observer, Occurrence};
 use crate::input::{InputPort, When};
 use crate::machine::board::{Board, BusCtx};
 use crate::mem::Memory;
@@ -22,6 +23,8 @@ pub struct System {
     pub clock: Clock,
     pub input: Box<dyn InputPort>,
     pub output: Box<dyn OutputSink>,
+    /// What the debugger looks out for.
+    pub observer: Observer,
 }
 
 impl System {
@@ -29,6 +32,14 @@ impl System {
     #[inline]
     pub fn end_block(&mut self) {
         self.limit = 0;
+    }
+
+    /// Tells the debugger of something that just happened, if it asked for that.
+    #[inline]
+    pub fn occurred(&mut self, what: impl FnOnce() -> Occurrence) {
+        if self.observer.active() && self.observer.note(what()) {
+            self.end_block();
+        }
     }
 
     /// Current point on the run's axis.

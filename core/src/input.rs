@@ -96,6 +96,9 @@ pub trait InputPort: Send {
     /// returns [`InputEvent::Tick`] from `poll` once host time has reached it; other ports need not care.
     fn set_deadline(&mut self, _deadline: Option<GuestTime>) {}
 
+    /// The machine goes on at `now` after its owner let it stand still: host time that has passed meanwhile is no guest time.
+    fn resume(&mut self, _now: When) {}
+
     /// The VM's owner (a debugger) applied `event` at `now` by itself: a recorder logs it, so that a replay's `poll`
     /// returns it at the same point.
     fn inject(&mut self, _now: When, _event: &InputEvent) {}

@@ -28,6 +28,11 @@ impl<'a> Inspect<'a> {
         self.vm
     }
 
+    /// The machine, for those who move it in its history.
+    pub(crate) fn vm_mut(&mut self) -> &mut Vm {
+        self.vm
+    }
+
     /// The current point of the run.
     pub fn when(&self) -> When {
         self.vm.when()

@@ -2,7 +2,7 @@
 //!
 //! Map: `session` the door for every client (the VM thread, commands in, events out) | `stop` why it stopped |
 //! `breakpoints` the shared set | `inspect` side-effect-free reading | `registers` names and values |
-//! `pagewalk` decoded page walks | `monitor` text commands | `gdb` the stub.
+//! `pagewalk` decoded page walks | `monitor` text commands | `travel` the machine's history | `gdb` the stub.
 //!
 //! Nothing here changes guest state except through `Vm::inject`, so every change is a logged input.
 
@@ -16,8 +16,10 @@ pub mod session;
 pub mod stop;
 #[cfg(test)]
 mod testing;
+pub mod travel;
 
 pub use inspect::Inspect;
 pub use retrovisor_core::disasm;
-pub use session::{Client, Options, Resume, Role, Session, SessionError, SessionHandle};
+pub use session::{Answer, Client, Options, Resume, Role, Session, SessionError, SessionHandle};
 pub use stop::{Event, Exit, Stop, StopReason};
+pub use travel::{CheckpointView, LastWrite, Marks, Sought, TimelineView};

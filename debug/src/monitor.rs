@@ -1,16 +1,22 @@
 //! Text commands about the machine (gdb's `monitor`, the terminal UI's prompt): a table of name, usage, help and
-//! function. Commands only look; they get a read-only view of the machine and give text back.
+//! function. Commands look and give text back; to move the machine in its history they say where to.
 
 mod args;
+mod branch;
 mod examine;
 mod stats;
+mod time;
 
 use crate::inspect::Inspect;
 use crate::pagewalk;
 use crate::registers::{self, Group, REGISTERS};
+use crate::session::Resume;
+use crate::travel::Marks;
 use retrovisor_core::exception;
+use retrovisor_replay::Timeline;
 
 pub use args::{Format, address};
+pub use time::point;
 
 /// What a command works on.
 pub struct Context<'a, 'vm> {
@@ -19,6 +25,11 @@ pub struct Context<'a, 'vm> {
     pub vcpu: usize,
     /// Exceptions the client stops at, a bit a vector; `catch` changes it.
     pub exceptions: &'a mut u32,
+    /// The machine's history, if one is kept.
+    pub timeline: Option<&'a mut Timeline>,
+    pub marks: &'a mut Marks,
+    /// Where the command wants the machine to go.
+    pub go: Option<Resume>,
 }
 
 /// Why a command has no answer.
@@ -58,7 +69,20 @@ pub struct Command {
 #[rustfmt::skip]
 pub const COMMANDS: &[Command] = &[
     Command { name: "help", usage: "help [COMMAND]", help: "list commands, or explain one", more: "", run: help },
-    Command { name: "when", usage: "when", help: "instructions retired and guest time", more: "", run: when },
+    Command { name: "when", usage: "when", help: "instructions retired, guest time, place in the history", more: "", run: time::when },
+    Command { name: "seek", usage: "seek TO", help: "go to a point of the history", more: time::SEEK_MORE, run: time::seek },
+    Command { name: "back", usage: "back WHAT", help: "go back to before the last exception, interrupt, ...", more: time::SEARCH_MORE, run: time::back },
+    Command { name: "next", usage: "next WHAT", help: "run to the next exception, interrupt, ...", more: time::SEARCH_MORE, run: time::next },
+    Command { name: "mark", usage: "mark NAME [TO]", help: "name a point", more: time::MARK_MORE, run: time::mark },
+    Command { name: "marks", usage: "marks", help: "list the marks", more: "", run: time::marks },
+    Command { name: "unmark", usage: "unmark NAME", help: "forget a mark", more: "", run: time::unmark },
+    Command { name: "goto", usage: "goto NAME", help: "go to a mark", more: "", run: time::goto },
+    Command { name: "branch", usage: "branch [N]", help: "go on by itself from here, or go to branch N", more: branch::MORE, run: branch::branch },
+    Command { name: "branches", usage: "branches", help: "list the branches", more: "", run: branch::branches },
+    Command { name: "unbranch", usage: "unbranch N", help: "forget a branch", more: "", run: branch::unbranch },
+    Command { name: "lastwrite", usage: "lastwrite [/p] ADDR [LEN]", help: "who wrote there last", more: time::LASTWRITE_MORE, run: time::lastwrite },
+    Command { name: "events", usage: "events [N] [KIND...]", help: "the inputs around this point", more: time::EVENTS_MORE, run: time::events },
+    Command { name: "history", usage: "history", help: "how far back, checkpoints, memory", more: "", run: time::history },
     Command { name: "pt", usage: "pt ADDR", help: "walk the page tables for a linear address", more: PT_MORE, run: pt },
     Command { name: "xp", usage: "xp [/FMT] ADDR", help: "examine physical memory", more: FMT_MORE, run: examine::xp },
     Command { name: "xl", usage: "xl [/FMT] ADDR", help: "examine memory at a linear address", more: FMT_MORE, run: examine::xl },
@@ -101,7 +125,7 @@ pub fn run(ctx: &mut Context<'_, '_>, line: &str) -> Result<String, String> {
 }
 
 fn list() -> String {
-    let line = |c: &Command| format!("{:<22} {}\n", c.usage, c.help);
+    let line = |c: &Command| format!("{:<25} {}\n", c.usage, c.help);
     let mut text: String = COMMANDS.iter().map(line).collect();
     text += "ADDR: a number (0x.. or decimal) or a $register, with + and -.\n\
              gdb's breakpoints and memory commands take linear addresses, but $rip is the\n\
@@ -124,13 +148,6 @@ fn help(_ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
 
 fn no_arguments(args: &[&str]) -> Result<(), String> {
     if args.is_empty() { Ok(()) } else { Err("this command takes no arguments".into()) }
-}
-
-fn when(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
-    no_arguments(args)?;
-    let when = ctx.machine.when();
-    let ns = when.time.0;
-    Ok(format!("icount {}, guest time {}.{:09} s\n", when.icount, ns / 1_000_000_000, ns % 1_000_000_000))
 }
 
 fn pt(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
@@ -226,6 +243,12 @@ mod tests {
     use super::*;
     use crate::testing::{COUNT, machine};
     use retrovisor_core::input::NoInput;
+    use retrovisor_core::machine::vm::Vm;
+
+    fn ask_with(vm: &mut Vm, exceptions: &mut u32, line: &str) -> Result<String, String> {
+        let (machine, marks) = (&mut Inspect::new(vm), &mut Marks::new());
+        run(&mut Context { machine, vcpu: 0, exceptions, timeline: None, marks, go: None }, line)
+    }
 
     /// Runs the lines on one machine; the last one's answer.
     fn ask(lines: &[&str]) -> Result<String, String> {
@@ -233,8 +256,7 @@ mod tests {
         let mut exceptions = 0;
         let mut answer = Ok(String::new());
         for line in lines {
-            let machine = &mut Inspect::new(&mut vm);
-            answer = run(&mut Context { machine, vcpu: 0, exceptions: &mut exceptions }, line);
+            answer = ask_with(&mut vm, &mut exceptions, line);
         }
         answer
     }
@@ -295,8 +317,7 @@ mod tests {
         let mut vm = machine(COUNT, Box::new(NoInput));
         vm.engine = engine;
         vm.run(Some(retrovisor_core::Icount(3000)));
-        let machine = &mut Inspect::new(&mut vm);
-        run(&mut Context { machine, vcpu: 0, exceptions: &mut 0 }, line)
+        ask_with(&mut vm, &mut 0, line)
     }
 
     #[test]
@@ -357,9 +378,7 @@ mod tests {
             let mut vm = machine(&code, Box::new(NoInput));
             vm.run(Some(retrovisor_core::Icount(3000)));
             assert_eq!(vm.vcpus[0].gpr[0], 0x1122_3344);
-            let machine = &mut Inspect::new(&mut vm);
-            let mut ctx = Context { machine, vcpu: 0, exceptions: &mut 0 };
-            let one = run(&mut ctx, &format!("blocks {at}")).unwrap();
+            let one = ask_with(&mut vm, &mut 0, &format!("blocks {at}")).unwrap();
             assert!(one.starts_with("block at 0x100ffe, ") && one.matches("block at").count() == 1, "{one}");
             assert!(
                 one.contains(": 1 instructions in 5 bytes") && one.contains("mov eax, 0x11223344"),

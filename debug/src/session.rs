@@ -4,16 +4,21 @@
 //! A command is served at an instruction boundary: while the guest runs, the sender interrupts `Vm::run`, the VM
 //! thread serves what is queued and runs on. So a command is never far, and the guest never sees one.
 
+mod travel;
 mod worker;
 
 use crate::breakpoints::{ClientId, Point};
 use crate::inspect::Inspect;
-use crate::stop::{Event, Exit};
+use crate::stop::{Event, Exit, Stop};
+use crate::travel::{LastWrite, Sought, TimelineView};
 use retrovisor_core::input::{InputEvent, When};
-use retrovisor_core::{Gpa, Gva, Icount};
-use retrovisor_replay::Machine;
+use retrovisor_core::{Gpa, GuestTime, Gva, Icount};
+use retrovisor_replay::{Machine, TimelineError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use worker::{Job, Worker};
 
@@ -32,6 +37,8 @@ pub enum SessionError {
     NotRam(Gpa),
     #[error("this is a replay: its memory and registers cannot be changed")]
     ReadOnly,
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
     #[error("the VM thread could not be started: {0}")]
     Thread(String),
 }
@@ -55,6 +62,19 @@ pub enum Resume {
     Step { vcpu: usize },
     /// Like `Step`, repeated while RIP of this vCPU stays in `[start, end)`.
     StepRange { vcpu: usize, start: u64, end: u64 },
+    /// Back to the last point at which something would have stopped the guest.
+    ReverseContinue,
+    /// Back by one instruction (or REP iteration, or delivery) of this vCPU.
+    ReverseStep { vcpu: usize },
+    /// To the newest point of a branch, or (`None`) onto a new one that begins here.
+    Branch { id: Option<usize> },
+    /// To where the guest first arrived at this icount, back or forward; at most to the newest point.
+    Seek { to: Icount },
+    /// To where guest time first reached this, back or forward.
+    SeekTime { to: GuestTime },
+    /// To the last or next point at which this happens, and nothing else. Backwards to before it; forwards, where it is
+    /// an [`Occurrence`](retrovisor_core::engine::hooks::Occurrence), to after it.
+    Search { what: Sought, back: bool },
 }
 
 /// How a session starts.
@@ -64,6 +84,14 @@ pub struct Options {
     pub freeze: bool,
     /// Refuse writes to memory and registers (replays).
     pub read_only: bool,
+}
+
+/// What a text command has to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    pub text: String,
+    /// It moves the machine: the number of that run.
+    pub run: Option<u64>,
 }
 
 /// Receives events on the VM thread, so it must be quick and must not call back into the session; answers false to
@@ -86,12 +114,14 @@ impl Session {
         options: Options,
     ) -> Result<Self, SessionError> {
         let (jobs, queue) = mpsc::channel();
-        let worker = Worker::new(vm.into(), queue, options);
+        let vm = vm.into();
+        let cancel = vm.timeline().map(|t| Arc::clone(t.cancel())).unwrap_or_default();
+        let worker = Worker::new(vm, queue, options);
         let thread = std::thread::Builder::new()
             .name("vm".into())
             .spawn(move || worker.run())
             .map_err(|e| SessionError::Thread(e.to_string()))?;
-        Ok(Self { handle: SessionHandle { jobs, interrupt: Arc::new(interrupt) }, thread })
+        Ok(Self { handle: SessionHandle { jobs, interrupt: Arc::new(interrupt), cancel }, thread })
     }
 
     /// A handle for a client.
@@ -124,6 +154,8 @@ impl Session {
 pub struct SessionHandle {
     jobs: mpsc::Sender<Job>,
     interrupt: Arc<dyn Fn() + Send + Sync>,
+    /// Ends a way through the history early.
+    cancel: Arc<AtomicBool>,
 }
 
 impl SessionHandle {
@@ -184,13 +216,81 @@ impl SessionHandle {
         self.resume(Resume::Continue { until: None })
     }
 
-    /// Stops a running guest at the next boundary; the stop is broadcast before this returns.
+    /// Stops a running guest at the next boundary; the stop is broadcast before this returns. A search in the history ends
+    /// where it began.
     pub fn pause(&self) -> Result<(), SessionError> {
+        self.cancel.store(true, Ordering::Release);
         self.call(|w| w.pause())
+    }
+
+    /// The history and the machine's place in it; `None` if none is kept.
+    pub fn timeline(&self) -> Result<Option<TimelineView>, SessionError> {
+        self.call(|w| w.timeline())
+    }
+
+    /// Names a point: this one, or `at`. A name names one point.
+    pub fn mark(&self, name: String, at: Option<Icount>) -> Result<(), SessionError> {
+        self.call(move |w| {
+            let at = at.unwrap_or(w.inspect().icount());
+            w.marks().insert(name, at);
+        })
+    }
+
+    /// Forgets a name; false if there was none.
+    pub fn unmark(&self, name: String) -> Result<bool, SessionError> {
+        self.call(move |w| w.marks().remove(&name).is_some())
+    }
+
+    /// Who wrote last, before the machine's point, to any of `len` bytes of physical memory. The machine stays where it is.
+    pub fn last_write(&self, gpa: Gpa, len: u64) -> Result<Option<LastWrite>, SessionError> {
+        self.call(move |w| w.last_write(gpa, len))?
+    }
+
+    /// Looks back or forward for something; answers the number of the run, as [`SessionHandle::resume`].
+    pub fn search(&self, what: Sought, back: bool) -> Result<u64, SessionError> {
+        self.resume(Resume::Search { what, back })
+    }
+
+    /// The present state, as [`SessionHandle::state`], if the VM thread tells it in this time.
+    pub fn state_within(&self, time: Duration) -> Result<Option<Event>, SessionError> {
+        let (tx, rx) = mpsc::channel();
+        self.send(Box::new(move |w| {
+            // As in `call`.
+            let _ = tx.send(w.state());
+        }))?;
+        match rx.recv_timeout(time) {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(SessionError::Gone),
+        }
+    }
+
+    /// Waits until a run that was begun has ended, but not longer than `time`: its stop, or that of a later run.
+    pub fn wait_for_stop(&self, run: u64, time: Duration) -> Result<Option<Stop>, SessionError> {
+        let began = Instant::now();
+        loop {
+            match self.state_within(time.saturating_sub(began.elapsed()))? {
+                Some(Event::Stopped(stop)) if stop.run >= run => return Ok(Some(stop)),
+                Some(Event::Exited(exit)) => return Err(SessionError::Exited(exit)),
+                _ if began.elapsed() >= time => return Ok(None),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Does the machine have a history it can be moved in?
+    pub fn travels(&self) -> Result<bool, SessionError> {
+        self.call(|w| w.travels())
+    }
+
+    /// Moves the machine to where it first arrived at `to`; answers the number of the run, as [`SessionHandle::resume`].
+    pub fn seek(&self, to: Icount) -> Result<u64, SessionError> {
+        self.resume(Resume::Seek { to })
     }
 
     /// Ends the run.
     pub fn kill(&self) -> Result<(), SessionError> {
+        self.cancel.store(true, Ordering::Release);
         self.call(|w| w.kill())
     }
 
@@ -264,8 +364,8 @@ impl Client {
         self.handle.call(move |w| w.stop_on_exceptions(id, mask))
     }
 
-    /// Runs a text command (see [`crate::monitor`]) about a vCPU: its text, or what is wrong with it.
-    pub fn monitor(&self, vcpu: usize, line: String) -> Result<Result<String, String>, SessionError> {
+    /// Runs a text command (see [`crate::monitor`]) about a vCPU: its answer, or what is wrong with it.
+    pub fn monitor(&self, vcpu: usize, line: String) -> Result<Result<Answer, String>, SessionError> {
         let id = self.id;
         self.handle.call(move |w| w.monitor(id, vcpu, &line))
     }
@@ -295,3 +395,5 @@ impl Drop for Client {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod travel_tests;

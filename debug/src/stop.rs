@@ -1,7 +1,7 @@
 //! Why a session is not running: stops (it can go on) and exits (the guest's run is over), with their wording.
 
 use retrovisor_core::Gva;
-use retrovisor_core::engine::hooks::{WatchAddr, WatchHit};
+use retrovisor_core::engine::hooks::{Occurrence, WatchAddr, WatchHit};
 use retrovisor_core::exception::{self, Exception};
 use retrovisor_core::input::When;
 use std::fmt;
@@ -43,6 +43,10 @@ pub enum StopReason {
     Watchpoint(WatchHit),
     /// This exception is about to be delivered.
     Exception(Exception),
+    /// The machine did this: just now, or, where the way led backwards, with the instruction or delivery that comes next.
+    Occurred(Occurrence),
+    /// The run ends here; it can still be gone back from. The next resume forward ends it.
+    Ended(Exit),
     /// A triple fault is about to shut the machine down or reset it.
     TripleFault,
     /// A client asked for it.
@@ -51,6 +55,12 @@ pub enum StopReason {
     Reached,
     /// The trace being replayed ends here.
     TraceEnded,
+    /// The machine is on this branch now.
+    Branch(usize),
+    /// The history begins here: nothing before it was kept.
+    HistoryStart,
+    /// What was looked for is not in the history; the machine stands where it stood.
+    NotFound,
     /// The state hash differs from the recorded one.
     Diverged,
     /// Every vCPU is halted and nothing can wake it.
@@ -133,15 +143,36 @@ impl fmt::Display for StopReason {
                 }
                 Ok(())
             }
+            StopReason::Occurred(what) => occurrence(f, what),
+            StopReason::Ended(exit) => write!(f, "{exit}"),
             StopReason::TripleFault => {
                 f.write_str("triple fault: the machine is about to shut down or reset")
             }
             StopReason::Paused => f.write_str("paused"),
             StopReason::Reached => f.write_str("the icount asked for is reached"),
             StopReason::TraceEnded => f.write_str("the trace ends here"),
+            StopReason::NotFound => f.write_str("there is none in the history before this point"),
+            StopReason::Branch(id) => write!(f, "on branch {id}"),
+            StopReason::HistoryStart => f.write_str("the history begins here"),
             StopReason::Diverged => f.write_str("the replay differs from the recording"),
             StopReason::Dead => f.write_str("every vCPU is halted and nothing can wake it"),
         }
+    }
+}
+
+fn occurrence(f: &mut fmt::Formatter<'_>, what: &Occurrence) -> fmt::Result {
+    let access = |write: bool| if write { "write to" } else { "read of" };
+    match *what {
+        Occurrence::Interrupt(exception::vector::NMI) => f.write_str("NMI"),
+        Occurrence::Interrupt(vector) => write!(f, "interrupt {vector:#x}"),
+        Occurrence::Port { port, bytes, write, value } => {
+            write!(f, "{} port {port:#x}: {value:#x}, bytes: {bytes}", access(write))
+        }
+        Occurrence::Mmio { gpa, bytes, write } => {
+            write!(f, "{} device memory at {gpa}, bytes: {bytes}", access(write))
+        }
+        Occurrence::Cr3 { from, to } => write!(f, "CR3 from {from:#x} to {to:#x}"),
+        Occurrence::Cpl { from, to } => write!(f, "CPL from {from} to {to}"),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use crate::session::{Options, Session};
 use retrovisor_core::clock::ClockKind;
+use retrovisor_core::engine::Engine;
 use retrovisor_core::input::InputPort;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::NullSink;
-use retrovisor_replay::{IdlePolicy, Live, Mailbox};
+use retrovisor_replay::{IdlePolicy, Live, Machine, Mailbox, Recording, Timeline};
 use std::sync::Arc;
 
 /// Where the loop begins: `inc eax`.
@@ -27,10 +28,13 @@ fn multiboot(code: &[u8]) -> Vec<u8> {
     header.iter().flat_map(|w| w.to_le_bytes()).chain(code.iter().copied()).collect()
 }
 
+fn config() -> MachineConfig {
+    MachineConfig { memory: 4 << 20, clock: ClockKind::Virtual, no_reboot: true, ..Default::default() }
+}
+
 /// The machine, with any code at [`LOOP`].
 pub fn machine(code: &[u8], input: Box<dyn InputPort>) -> Vm {
-    let config =
-        MachineConfig { memory: 4 << 20, clock: ClockKind::Virtual, no_reboot: true, ..Default::default() };
+    let config = config();
     let images = Images { kernel: Some(multiboot(code)), ..Default::default() };
     match Vm::new(config, images, input, Box::new(NullSink)) {
         Ok(mut vm) => {
@@ -57,4 +61,20 @@ pub fn session(code: &[u8], options: Options) -> Session {
 /// A frozen session on the counting loop.
 pub fn frozen() -> Session {
     session(COUNT, Options { freeze: true, read_only: false })
+}
+
+/// A frozen session on a live machine running `code`, with a history.
+pub fn travelling(code: &[u8], engine: Engine) -> Session {
+    let mailbox = Mailbox::new();
+    let input = Live::new(Arc::clone(&mailbox), ClockKind::Virtual, IdlePolicy::Skip);
+    let recording = Recording::unwritten(&config());
+    let mut vm = machine(code, Box::new(recording.port(input)));
+    vm.sys.output = Box::new(recording.output(NullSink));
+    vm.engine = engine;
+    let mailbox2 = Arc::clone(&mailbox);
+    let vm = Machine::from(vm).with_timeline(|vm| Timeline::live(vm, recording, mailbox2, 64 << 20));
+    match Session::spawn(vm, move || mailbox.interrupt(), Options { freeze: true, read_only: false }) {
+        Ok(session) => session,
+        Err(e) => panic!("the session does not start: {e}"),
+    }
 }

@@ -7,6 +7,7 @@ use crate::lockstep::{Lockstep, Mismatch, Stride};
 use crate::machine::Machine;
 use crate::mailbox::Mailbox;
 use crate::play::{Difference, Divergence, PlayMonitor, Player};
+use crate::timeline::Timeline;
 use retrovisor_core::Icount;
 use retrovisor_core::engine::{Engine, JitOptions};
 use retrovisor_core::hash::StateHash;
@@ -95,14 +96,14 @@ impl Replay {
         output: Box<dyn OutputSink>,
     ) -> Result<Self, VerifyError> {
         let mailbox = Mailbox::new();
-        let player = Player::new(Arc::clone(trace), Arc::clone(&mailbox));
+        let player = Player::new(trace.clone(), Arc::clone(&mailbox));
         let (monitor, digest) = (player.monitor(), player.digest());
         let mut vm = machine(trace, player, output)?;
         (vm.engine, vm.jit_options) = (options.engine, options.jit);
         let (vm, follower) = match options.lockstep {
             None => (vm.into(), None),
             Some(stride) => {
-                let player = Player::new(Arc::clone(trace), Mailbox::new());
+                let player = Player::new(trace.clone(), Mailbox::new());
                 let follower = player.monitor();
                 let reference = machine(trace, player, Box::new(NullSink))?;
                 let lockstep = Lockstep::new(&mut vm, reference, stride);
@@ -110,6 +111,16 @@ impl Replay {
             }
         };
         Ok(Self { vm, monitor, mailbox, trace: Arc::clone(trace), digest, follower })
+    }
+
+    /// Keeps a history of up to `budget` bytes (0: none), so that the machine can be moved in time.
+    pub fn with_history(mut self, budget: u64) -> Self {
+        if budget > 0 {
+            let told = (self.monitor.clone(), self.digest.clone());
+            let (log, mailbox) = (self.trace.clone(), Arc::clone(&self.mailbox));
+            self.vm = self.vm.with_timeline(|vm| Timeline::replay(vm, log, mailbox, told, budget));
+        }
+        self
     }
 
     /// The trace being replayed.

@@ -110,6 +110,12 @@ impl InputPort for Live {
         self.deadline = deadline;
     }
 
+    fn resume(&mut self, now: When) {
+        self.waiting = None;
+        // Host time 0 is so long ago.
+        self.epoch = Instant::now().checked_sub(Duration::from_nanos(now.time.0));
+    }
+
     fn answer(&mut self, _now: When, query: Query) -> u64 {
         match query {
             Query::HostTime => self.host_ns(),
@@ -201,6 +207,16 @@ mod tests {
         assert_eq!(l.poll(at(10, time.0)), Poll::None);
         assert!(l.answer(at(11, time.0), Query::HostTime) >= time.0);
         assert_eq!(l.idle(at(11, time.0), Some(GuestTime(time.0 + 1))), Idle::Deadline);
+    }
+
+    #[test]
+    fn test_time_stands_while_the_machine_does() {
+        let (_m, mut l) = live(ClockKind::Host, IdlePolicy::RealTime);
+        let hour = 3_600_000_000_000;
+        l.resume(at(4, hour));
+        assert!(l.answer(at(4, hour), Query::HostTime) >= hour);
+        l.resume(at(5, 1000));
+        assert!((1000..hour).contains(&l.answer(at(5, 1000), Query::HostTime)));
     }
 
     #[test]

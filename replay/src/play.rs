@@ -7,8 +7,8 @@
 use crate::format::TraceError;
 use crate::format::describe::query_name;
 use crate::format::end::ExitReason;
-use crate::format::reader::{Ending, Trace};
 use crate::format::record::{Record, What};
+use crate::log::{Log, LogEnd};
 use crate::mailbox::Mailbox;
 use crate::output::{HashedOutput, OutputDigest};
 use retrovisor_core::hash::StateHash;
@@ -99,6 +99,8 @@ struct Progress {
     good: Icount,
     /// The machine was changed by its owner, so state may differ from now on.
     poked: bool,
+    /// Records consumed, counted from the beginning of a frame: number of that frame, number of records.
+    consumed: (usize, usize),
 }
 
 /// What a player has found so far; stays readable while the machine owns the player.
@@ -132,6 +134,11 @@ impl PlayMonitor {
         self.lock().poked
     }
 
+    /// How much of the log has been played: so many records from the beginning of a frame.
+    pub(crate) fn consumed(&self) -> (usize, usize) {
+        self.lock().consumed
+    }
+
     /// Notes a difference; the first one stays.
     pub fn diverge(&self, at: Icount, what: Difference) {
         let mut p = self.lock();
@@ -142,7 +149,7 @@ impl PlayMonitor {
 
 /// An input port that plays a trace.
 pub struct Player {
-    trace: Arc<Trace>,
+    log: Arc<dyn Log>,
     mailbox: Arc<Mailbox>,
     monitor: PlayMonitor,
     output: OutputDigest,
@@ -154,9 +161,7 @@ pub struct Player {
     /// Everything up to this point is in `queue`.
     known: When,
     more: bool,
-    /// The point where the trace ends, and the reason if the machine comes to that end by itself.
-    end: When,
-    own_end: Option<ExitReason>,
+    end: LogEnd,
     /// `poll` had nothing at this icount and nothing was consumed since.
     looked: Option<Icount>,
     /// The last hash point.
@@ -166,15 +171,11 @@ pub struct Player {
 }
 
 impl Player {
-    /// A player of `trace`; `mailbox` is listened to for interrupts only.
-    pub fn new(trace: Arc<Trace>, mailbox: Arc<Mailbox>) -> Self {
-        let own_end = match trace.ending() {
-            Ending::Complete(end) if end.reason.is_own() => Some(end.reason),
-            _ => None,
-        };
+    /// A player of `log` from power-on; `mailbox` is listened to for interrupts only.
+    pub fn new(log: Arc<dyn Log>, mailbox: Arc<Mailbox>) -> Self {
         Self {
-            end: trace.ending().when(),
-            trace,
+            end: log.end(),
+            log,
             mailbox,
             monitor: PlayMonitor::default(),
             output: OutputDigest::default(),
@@ -183,11 +184,35 @@ impl Player {
             next_frame: 0,
             known: When::default(),
             more: true,
-            own_end,
             looked: None,
             hashed: None,
             stopped: false,
         }
+    }
+
+    /// A player for a machine that stands where it first arrived at `icount`. It goes on telling `monitor`, and compares
+    /// `output`, which its owner has restored.
+    ///
+    /// # Errors
+    /// If the log cannot be read there.
+    pub fn resume(
+        log: Arc<dyn Log>,
+        mailbox: Arc<Mailbox>,
+        icount: Icount,
+        monitor: PlayMonitor,
+        output: OutputDigest,
+    ) -> Result<Self, TraceError> {
+        let next_frame = log.frame_at(icount)?;
+        let known = log.frame(next_frame)?.map_or_else(|| log.end().when, |f| f.start);
+        let mut player = Self { next_frame, known, monitor, output, ..Self::new(log, mailbox) };
+        player.monitor.lock().consumed = (next_frame, 0);
+        while player.more && player.known.icount < icount {
+            player.read_frame();
+            while player.queue.front().is_some_and(|r| r.when.icount < icount) {
+                player.pop();
+            }
+        }
+        Ok(player)
     }
 
     /// What this player finds, readable after the machine has taken the player.
@@ -212,7 +237,7 @@ impl Player {
 
     /// Reads the next frame.
     fn read_frame(&mut self) {
-        match self.trace.frame(self.next_frame) {
+        match self.log.frame(self.next_frame) {
             Ok(Some(frame)) if frame.start == self.known => {
                 self.next_frame += 1;
                 self.known = frame.end;
@@ -221,7 +246,7 @@ impl Player {
                 self.queue.extend(frame.records);
             }
             Ok(None) => self.more = false,
-            Ok(Some(_)) => self.unreadable(self.trace.out_of_order(self.next_frame)),
+            Ok(Some(_)) => self.unreadable(self.log.out_of_order(self.next_frame)),
             Err(e) => self.unreadable(e),
         }
     }
@@ -230,8 +255,7 @@ impl Player {
     fn unreadable(&mut self, e: TraceError) {
         self.monitor.lock().error.get_or_insert(e);
         self.more = false;
-        self.end = self.known;
-        self.own_end = None;
+        self.end = LogEnd { when: self.known, own: None, open: true };
     }
 
     /// Reads frames until everything at `icount` is known, and everything up to `time` while idle there.
@@ -246,6 +270,7 @@ impl Player {
     /// Takes the record in front.
     fn pop(&mut self) -> Option<Record> {
         let record = self.queue.pop_front()?;
+        self.monitor.lock().consumed.1 += 1;
         if matches!(record.what, What::Event(_)) {
             self.events.pop_front();
         }
@@ -270,21 +295,20 @@ impl Player {
         if self.more || !self.queue.is_empty() {
             return false;
         }
-        match self.own_end {
+        match self.end.own {
             // The machine must come to this end by itself, before its next instruction.
-            Some(recorded) if now.icount > self.end.icount => {
+            Some(recorded) if now.icount > self.end.when.icount => {
                 self.diverge(now.icount, Difference::RunsOn { recorded });
                 true
             }
             Some(_) => false,
-            None => now >= self.end,
+            None => now >= self.end.when,
         }
     }
 
     /// The difference between a recorded hash point and the machine, if any.
-    fn compare(&self, now: When, found: StateHash, recorded: &Record) -> Option<Difference> {
+    fn compare(&self, now: When, found: StateHash, digest: u64, recorded: &Record) -> Option<Difference> {
         let What::Hash { hash, output } = recorded.what else { return None };
-        let digest = self.output.value();
         if output != digest {
             Some(Difference::Output { recorded: output, found: digest })
         } else if recorded.when.time != now.time {
@@ -324,7 +348,7 @@ impl InputPort for Player {
             _ if self.stopped => return Some(Icount(0)),
             Some(icount) => *icount,
             None if self.more => self.known.icount,
-            None => self.end.icount,
+            None => self.end.when.icount,
         };
         match self.looked {
             Some(looked) if looked >= next => Some(looked + 1),
@@ -346,7 +370,7 @@ impl InputPort for Player {
             self.pop();
             return value;
         }
-        let cut = self.queue.is_empty() && matches!(self.trace.ending(), Ending::Cut(_));
+        let cut = self.queue.is_empty() && self.end.open;
         if !self.stopped && !cut {
             let recorded = self.queue.front().map(|r| format!("{} at instruction {}", r.what, r.when.icount));
             self.diverge(now.icount, Difference::Query { query, recorded });
@@ -364,11 +388,12 @@ impl InputPort for Player {
         self.looked = None;
         let next = match self.queue.front() {
             Some(r) if r.when.icount == now.icount && matches!(r.what, What::Event(_)) => Some(r.when.time),
-            None if !self.more && self.end.icount == now.icount => {
-                if now.time >= self.end.time && deadline.is_none_or(|d| d > self.end.time) {
+            None if !self.more && self.end.when.icount == now.icount => {
+                let end = self.end.when.time;
+                if now.time >= end && deadline.is_none_or(|d| d > end) {
                     return Idle::End;
                 }
-                Some(self.end.time)
+                Some(end)
             }
             _ => None,
         };
@@ -397,6 +422,7 @@ impl InputPort for Player {
         if self.hashed.replace(now.icount) == Some(now.icount) {
             return true;
         }
+        let digest = self.output.close();
         let is_hash = |r: &Record| matches!(r.what, What::Hash { .. }) && r.when.icount == now.icount;
         let record = if self.queue.front().is_some_and(is_hash) { self.pop() } else { None };
         if self.monitor.poked() {
@@ -406,7 +432,7 @@ impl InputPort for Player {
             self.diverge(now.icount, Difference::NoHash);
             return false;
         };
-        if let Some(what) = self.compare(now, hash, &record) {
+        if let Some(what) = self.compare(now, hash, digest, &record) {
             self.diverge(now.icount, what);
             return false;
         }

@@ -4,9 +4,11 @@
 //! before an idle wait. If writing fails (a full disk) recording stops with one clear message, the run goes on, and
 //! what was written stays readable.
 
+use crate::disk::TraceFile;
 use crate::format::end::{EndRecord, ExitReason};
 use crate::format::record::{Record, What, split};
-use crate::format::writer::{FRAME_FULL, TraceWriter};
+use crate::format::writer::{FRAME_FULL, Frames, TraceWriter};
+use crate::log::Tape;
 use crate::output::{HashedOutput, OutputDigest};
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
@@ -15,7 +17,6 @@ use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::OutputSink;
 use retrovisor_core::{GuestTime, Icount};
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,28 +46,66 @@ pub type OnError = Box<dyn FnMut(&RecordError) + Send>;
 
 struct State {
     file: String,
-    writer: TraceWriter,
+    frames: Frames,
+    /// `None`: the log is kept in memory only.
+    writer: Option<TraceWriter>,
+    tape: Tape,
     last_frame: Instant,
     /// Point up to which the file is complete.
     written: When,
     failed: Option<RecordError>,
     finished: bool,
     on_error: OnError,
+    /// The last hash point.
+    hashed: Option<Icount>,
 }
 
-/// A recording in progress. Clones share one file.
+/// A recording in progress: the log of a run, in memory and perhaps in a file. Clones share one log.
 #[derive(Clone)]
 pub struct Recording {
     state: Arc<Mutex<State>>,
     output: OutputDigest,
 }
 
-impl Recording {
-    /// Creates (or replaces) a trace file and writes the header and the images. `on_error` hears, once, why
-    /// recording stopped if it does before [`Recording::finish`].
+/// The log of one branch of a run, apart from the recording that fills it.
+pub(crate) struct Track(Box<State>);
+
+impl Track {
+    /// Goes on from `start`, where `tape` ends, in memory only.
+    pub fn new(machine: &MachineConfig, tape: Tape, start: When) -> Self {
+        Self(Box::new(State {
+            file: "the history".into(),
+            written: start,
+            frames: Frames::new(machine, start),
+            writer: None,
+            tape,
+            last_frame: Instant::now(),
+            failed: None,
+            finished: false,
+            on_error: Box::new(|_| ()),
+            hashed: None,
+        }))
+    }
+
+    pub fn into_tape(self) -> Tape {
+        self.0.tape
+    }
+
+    /// Ends the file of this log, if it has one, with `end`, where the branch was left.
     ///
     /// # Errors
-    /// If the file cannot be created or written.
+    /// As [`Recording::finish`].
+    pub fn finish(&mut self, end: &EndRecord) -> Result<(), RecordError> {
+        self.0.finish(end)
+    }
+}
+
+impl Recording {
+    /// Creates a trace file, or replaces an old trace ([`disk`](crate::disk) says how), and writes the header and the
+    /// images. `on_error` hears, once, why recording stopped if it does before [`Recording::finish`].
+    ///
+    /// # Errors
+    /// If the file cannot be created or written, is being recorded to, or exists and is not a trace.
     pub fn create(
         path: &Path,
         machine: &MachineConfig,
@@ -74,10 +113,11 @@ impl Recording {
         on_error: OnError,
     ) -> Result<Self, RecordError> {
         let file = path.display().to_string();
-        match File::create(path) {
-            Ok(out) => Self::to_writer(file, Box::new(out), machine, images, on_error),
-            Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
-        }
+        let fail = |e: io::Error| RecordError::Create { file: file.clone(), why: e.to_string() };
+        let out = TraceFile::create(path).map_err(fail)?;
+        let recording = Self::to_writer(file.clone(), Box::new(out.clone()), machine, images, on_error)?;
+        out.publish().map_err(fail)?;
+        Ok(recording)
     }
 
     /// Records into memory: the second value gives the bytes at any time.
@@ -102,20 +142,24 @@ impl Recording {
         images: &Images,
         on_error: OnError,
     ) -> Result<Self, RecordError> {
-        let writer = match TraceWriter::new(out, machine, images) {
-            Ok(writer) => writer,
-            Err(e) => return Err(RecordError::Create { file, why: e.to_string() }),
-        };
-        let state = State {
-            file,
-            writer,
-            last_frame: Instant::now(),
-            written: When::default(),
-            failed: None,
-            finished: false,
-            on_error,
-        };
-        Ok(Self { state: Arc::new(Mutex::new(state)), output: OutputDigest::default() })
+        match TraceWriter::new(out, machine, images) {
+            Ok(writer) => {
+                let mut track = Track::new(machine, Tape::new(machine), When::default());
+                (track.0.file, track.0.writer, track.0.on_error) = (file, Some(writer), on_error);
+                Ok(track.into())
+            }
+            Err(e) => Err(RecordError::Create { file, why: e.to_string() }),
+        }
+    }
+
+    /// Keeps the log of a run from power-on in memory only.
+    pub fn unwritten(machine: &MachineConfig) -> Self {
+        Track::new(machine, Tape::new(machine), When::default()).into()
+    }
+
+    /// Goes on filling another log, and gives out the one filled so far.
+    pub(crate) fn swap(&self, track: &mut Track) {
+        std::mem::swap(&mut *self.lock(), &mut *track.0);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,7 +168,7 @@ impl Recording {
 
     /// A port that plays `inner` and logs what it says.
     pub fn port<P: InputPort>(&self, inner: P) -> Recorder<P> {
-        Recorder { inner, to: self.clone(), hashed: None }
+        Recorder { inner, to: self.clone() }
     }
 
     /// A sink that passes output on to `inner` and keeps the digest that hash points carry.
@@ -137,9 +181,19 @@ impl Recording {
         self.lock().failed.clone()
     }
 
-    /// Bytes written so far.
+    /// Bytes written to the file so far.
     pub fn bytes(&self) -> u64 {
-        self.lock().writer.written()
+        self.lock().writer.as_ref().map_or(0, TraceWriter::written)
+    }
+
+    /// The log in memory, complete up to the last [`Recording::flush`].
+    pub fn tape(&self) -> Tape {
+        self.lock().tape.clone()
+    }
+
+    /// The digest of the run's output.
+    pub(crate) fn digest(&self) -> &OutputDigest {
+        &self.output
     }
 
     /// Writes what is pending up to `now`, an instruction boundary, so that the file can be replayed up to here.
@@ -153,15 +207,7 @@ impl Recording {
     /// If the file could not be written to its end; it replays up to the point the error names.
     pub fn finish(&self, now: When, reason: ExitReason, hash: StateHash) -> Result<(), RecordError> {
         let end = EndRecord { when: now, reason, hash, output: self.output.value() };
-        let mut state = self.lock();
-        if let Some(e) = &state.failed {
-            return Err(e.clone());
-        }
-        if state.finished {
-            return Ok(());
-        }
-        state.finished = true;
-        state.writer.finish(&end).map_err(|e| state.write_error(&e))
+        self.lock().finish(&end)
     }
 
     /// Ends the recording of `vm` where it stands, for `reason`. Later calls do nothing.
@@ -188,9 +234,24 @@ impl Recording {
     }
 }
 
+impl From<Track> for Recording {
+    fn from(track: Track) -> Self {
+        Self { state: Arc::new(Mutex::new(*track.0)), output: OutputDigest::default() }
+    }
+}
+
 impl State {
-    fn stopped(&self) -> bool {
-        self.finished || self.failed.is_some()
+    fn finish(&mut self, end: &EndRecord) -> Result<(), RecordError> {
+        if self.finished {
+            return Ok(());
+        }
+        self.flush(end.when);
+        self.finished = true;
+        match (&mut self.writer, &self.failed) {
+            (_, Some(e)) => Err(e.clone()),
+            (None, None) => Ok(()),
+            (Some(writer), None) => writer.finish(end).map_err(|e| self.write_error(&e)),
+        }
     }
 
     fn write_error(&self, e: &io::Error) -> RecordError {
@@ -203,27 +264,33 @@ impl State {
     }
 
     fn push(&mut self, when: When, what: What) {
-        if !self.stopped() && !self.writer.push(&Record { when, what }) {
+        if !self.finished && !self.frames.push(&Record { when, what }) {
             let e = RecordError::WentBack { file: self.file.clone(), icount: self.written.icount };
             self.fail(e);
+            self.finished = true;
         }
     }
 
     /// At an instruction boundary: writes a frame if one is due.
     fn boundary(&mut self, now: When, after: Duration) {
-        let pending = self.writer.pending();
+        let pending = self.frames.pending();
         let since = self.last_frame.elapsed();
         if pending >= FRAME_FULL || (pending > 0 && since >= after) || since >= FLUSH_ANYWAY {
             self.flush(now);
         }
     }
 
+    /// Ends a frame. If it cannot be written the log goes on in memory.
     fn flush(&mut self, now: When) {
-        if self.stopped() || now < self.written {
+        if self.finished || now < self.frames.start() {
             return;
         }
-        match self.writer.flush(now) {
-            Ok(()) => (self.written, self.last_frame) = (now, Instant::now()),
+        let frame = self.frames.end(now);
+        self.last_frame = Instant::now();
+        self.tape.push(now, &frame.raw);
+        let State { writer: Some(writer), failed: None, .. } = self else { return };
+        match writer.frame(&frame) {
+            Ok(()) => self.written = now,
             Err(e) => {
                 let e = self.write_error(&e);
                 self.fail(e);
@@ -236,8 +303,6 @@ impl State {
 pub struct Recorder<P> {
     inner: P,
     to: Recording,
-    /// The last hash point.
-    hashed: Option<Icount>,
 }
 
 impl<P: InputPort> InputPort for Recorder<P> {
@@ -269,6 +334,10 @@ impl<P: InputPort> InputPort for Recorder<P> {
         self.inner.set_deadline(deadline)
     }
 
+    fn resume(&mut self, now: When) {
+        self.inner.resume(now)
+    }
+
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.to.log_event(now, event);
         self.inner.inject(now, event);
@@ -277,8 +346,9 @@ impl<P: InputPort> InputPort for Recorder<P> {
     fn check(&mut self, now: When, hash: StateHash) -> bool {
         let good = self.inner.check(now, hash);
         // An engine that is stopped at a hash point may take it again when it goes on.
-        if self.hashed.replace(now.icount) != Some(now.icount) {
-            self.to.log(now, What::Hash { hash, output: self.to.output.value() });
+        let taken = self.to.lock().hashed.replace(now.icount);
+        if taken != Some(now.icount) {
+            self.to.log(now, What::Hash { hash, output: self.to.output.close() });
         }
         self.to.lock().boundary(now, FLUSH_AFTER);
         good

@@ -8,6 +8,7 @@ pub mod gdb;
 pub mod guests;
 pub mod initramfs;
 pub mod ins;
+pub mod json;
 pub mod lz4;
 pub mod native;
 pub mod program;

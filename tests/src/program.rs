@@ -185,6 +185,13 @@ impl Running {
         rustix::process::kill_process(pid, signal).expect("the program lives");
     }
 
+    /// From now on its files may not grow beyond so many bytes.
+    pub fn limit_files(&self, bytes: u64) {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).expect("the program lives");
+    }
+
     /// Waits for the end.
     pub fn finish(&mut self) -> Done {
         while self.take() {}

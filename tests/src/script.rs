@@ -96,6 +96,9 @@ impl<P: InputPort> InputPort for Script<P> {
     fn set_deadline(&mut self, deadline: Option<GuestTime>) {
         self.inner.set_deadline(deadline)
     }
+    fn resume(&mut self, now: When) {
+        self.inner.resume(now)
+    }
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.inner.inject(now, event)
     }

@@ -4,6 +4,7 @@ use crate::native::{DATA, DATA_LEN, INSN};
 use crate::{Fault, Outcome, State, USER_FLAGS};
 use retrovisor_core::addr::Gpa;
 use retrovisor_core::clock::{Clock, ClockKind};
+use retrovisor_core::engine::hooks::Observer;
 use retrovisor_core::exception::{Exception, vector};
 use retrovisor_core::input::NoInput;
 use retrovisor_core::machine::board::Board;
@@ -52,6 +53,7 @@ impl Small {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            observer: Observer::default(),
         };
         Ok(Self { cpu: vcpu(size), sys })
     }

@@ -1,11 +1,19 @@
-//! A small interrupt-driven guest: computes, reads the time, halts, takes timer and serial interrupts.
+//! A small interrupt-driven guest: computes, reads the time, halts, takes timer and serial interrupts. With its machine, and
+//! somebody who types.
 #![allow(clippy::unwrap_used)]
 
 use crate::asm::multiboot;
 use iced_x86::code_asm::*;
+use retrovisor_core::clock::ClockKind;
+use retrovisor_core::input::{Idle, InputEvent, InputPort, Poll, Query, When};
+use retrovisor_core::loader::Images;
+use retrovisor_core::machine::config::MachineConfig;
+use retrovisor_core::{GuestTime, Icount};
 
-const TICKS: u32 = 0x1a_0000;
-const IDT: u32 = 0x18_0000;
+/// Where the guest counts timer ticks, and (at +12) adds up what it was sent.
+pub const TICKS: u32 = 0x1a_0000;
+/// The guest's interrupt descriptor table; the timer is vector 0x20.
+pub const IDT: u32 = 0x18_0000;
 const TABLES: u32 = 0x17_0000;
 /// What the guest writes to isa-debug-exit.
 pub const DONE: u32 = 0x15;
@@ -163,4 +171,86 @@ pub fn guest(ticks: u32) -> Vec<u8> {
         a.cli().unwrap();
         a.hlt().unwrap();
     })
+}
+
+/// The guest's machine.
+pub fn config(clock: ClockKind) -> MachineConfig {
+    MachineConfig {
+        memory: 8 << 20,
+        clock,
+        debug_exit: Some((0xf4, 4)),
+        no_reboot: true,
+        hash_interval: 1 << 16,
+        ..MachineConfig::default()
+    }
+}
+
+/// [`guest`], to be booted.
+pub fn images(ticks: u32) -> Images {
+    Images { kernel: Some(guest(ticks)), kernel_name: "guest".into(), ..Images::default() }
+}
+
+/// A generator of test cases: xorshift64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn draw(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.draw() % n.max(1)
+    }
+    /// Mostly small numbers, up to 2 to the power of `bits`.
+    pub fn slice(&mut self, bits: u64) -> u64 {
+        let bits = self.draw() % (bits + 1);
+        1 + self.draw() % (1 << bits)
+    }
+}
+
+/// An input port that types a byte at fixed guest times, and asks to be polled at every `cadence` instructions or at the engine's leisure.
+pub struct Keys {
+    at: Vec<u64>,
+    cadence: Option<u64>,
+    last: u64,
+}
+
+impl Keys {
+    pub fn new(cadence: Option<u64>) -> Self {
+        Self { at: (1..=40).rev().map(|n| n * 70_001).collect(), cadence, last: 0 }
+    }
+}
+
+impl InputPort for Keys {
+    fn poll(&mut self, now: When) -> Poll {
+        self.last = now.icount.0;
+        match self.at.last() {
+            Some(at) if *at <= now.icount.0 => {
+                let n = self.at.pop().unwrap_or(0);
+                Poll::Event(InputEvent::Serial { port: 0, bytes: vec![b'a' + (n % 26) as u8] })
+            }
+            _ => Poll::None,
+        }
+    }
+
+    fn next_poll(&self) -> Option<Icount> {
+        let polled = self.cadence.map_or(u64::MAX, |c| self.last + c);
+        Some(Icount(self.at.last().map_or(u64::MAX >> 2, |a| *a).min(polled)))
+    }
+
+    fn answer(&mut self, _now: When, _query: Query) -> u64 {
+        0
+    }
+
+    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
+        // The guest's timer always runs; a key due at this very instruction comes first.
+        match self.at.last() {
+            Some(at) if *at <= now.icount.0 => Idle::Input(GuestTime(now.time.0 + 1)),
+            _ if deadline.is_some() => Idle::Deadline,
+            _ => Idle::End,
+        }
+    }
 }

@@ -186,6 +186,22 @@ fn ctrl_c_ends_a_replay() {
 }
 
 #[test]
+fn ctrl_c_ends_a_verification_with_what_is_known() {
+    let f = Folder::new();
+    let (long, short) = (f.file("long.rvt", &guest::long_trace()), f.file("short.rvt", &trace()));
+    let mut running = Running::spawn(
+        program::command(&["verify", "--jobs", "2", &short, &long, &short]).stdin(Stdio::null()),
+    );
+    running.wait_for("short.rvt: exact");
+    // The third is done at some time, and waits for the second.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    running.signal(Signal::INT);
+    let done = running.finish();
+    assert!(done.expect(130).stderr.starts_with("retrovisor: interrupted: "), "{done:?}");
+    assert_eq!(done.stderr.lines().count(), 1, "no status without a terminal: {done:?}");
+}
+
+#[test]
 fn traces_cut_anywhere_are_read_up_to_the_cut() {
     let f = Folder::new();
     let whole = trace();
@@ -230,8 +246,20 @@ fn flipped_bits_are_found_or_harmless() {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         let path = f.file("bad.rvt", &bad);
-        let command = [&["verify"][..], &["replay"], &["trace", "info"], &["trace", "events"]][n % 4];
+        let (to, folder) = (f.path("to"), f.path("folder"));
+        let commands = [
+            &["verify"][..],
+            &["replay"],
+            &["trace", "info", "--json"],
+            &["trace", "events", "--kind=all"],
+            &["trace", "export"],
+            &["trace", "export", "--format=perfetto", "-o", "/dev/null"],
+            &["trace", "pack", "-o", &to],
+            &["trace", "unpack", "-o", &folder],
+        ];
+        let command = commands[n % commands.len()];
         let args: Vec<&str> = command.iter().copied().chain([path.as_str()]).collect();
+        let _ = std::fs::remove_dir_all(&folder);
         sane(&program::run(&args), &[&format!("bit {bit}"), command[0]]);
     }
 }
@@ -286,6 +314,9 @@ fn every_command_explains_itself() {
         &["trace", "--help"],
         &["trace", "info", "--help"],
         &["trace", "events", "--help"],
+        &["trace", "export", "--help"],
+        &["trace", "pack", "--help"],
+        &["trace", "unpack", "--help"],
         &["demo", "--help"],
     ] {
         let done = program::run(args);

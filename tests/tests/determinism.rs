@@ -5,95 +5,27 @@
 use retrovisor_core::addr::PAGE_SIZE;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::hash::StateHash;
-use retrovisor_core::input::{Idle, InputEvent, InputPort, NoInput, Poll, Query, When};
+use retrovisor_core::input::{NoInput, When};
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
-use retrovisor_core::{Gpa, GuestTime, Icount};
+use retrovisor_core::{Gpa, Icount};
 use retrovisor_replay::{ExitReason, Recording, Replay, Trace, VerifyOptions, verify};
 use retrovisor_tests::guests::{self, Arch, Kernel};
 use retrovisor_tests::initramfs;
+use retrovisor_tests::program;
 use retrovisor_tests::script::Session;
-use retrovisor_tests::{program, ticker};
-
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    /// Mostly small numbers, up to a few hundred thousand.
-    fn slice(&mut self) -> u64 {
-        let bits = self.next() % 18;
-        1 + self.next() % (1 << bits)
-    }
-}
-
-/// Types a byte at fixed guest times, and asks to be polled at every `cadence` instructions or at the engine's leisure.
-struct Keys {
-    at: Vec<u64>,
-    cadence: Option<u64>,
-    last: u64,
-}
-
-impl Keys {
-    fn new(cadence: Option<u64>) -> Self {
-        Self { at: (1..=40).rev().map(|n| n * 70_001).collect(), cadence, last: 0 }
-    }
-}
-
-impl InputPort for Keys {
-    fn poll(&mut self, now: When) -> Poll {
-        self.last = now.icount.0;
-        match self.at.last() {
-            Some(at) if *at <= now.icount.0 => {
-                let n = self.at.pop().unwrap_or(0);
-                Poll::Event(InputEvent::Serial { port: 0, bytes: vec![b'a' + (n % 26) as u8] })
-            }
-            _ => Poll::None,
-        }
-    }
-
-    fn next_poll(&self) -> Option<Icount> {
-        let polled = self.cadence.map_or(u64::MAX, |c| self.last + c);
-        Some(Icount(self.at.last().map_or(u64::MAX >> 2, |a| *a).min(polled)))
-    }
-
-    fn answer(&mut self, _now: When, _query: Query) -> u64 {
-        0
-    }
-
-    fn idle(&mut self, now: When, deadline: Option<GuestTime>) -> Idle {
-        // The guest's timer always runs; a key due at this very instruction comes first.
-        match self.at.last() {
-            Some(at) if *at <= now.icount.0 => Idle::Input(GuestTime(now.time.0 + 1)),
-            _ if deadline.is_some() => Idle::Deadline,
-            _ => Idle::End,
-        }
-    }
-}
-
-fn config() -> MachineConfig {
-    MachineConfig {
-        memory: 8 << 20,
-        debug_exit: Some((0xf4, 4)),
-        no_reboot: true,
-        hash_interval: 1 << 18,
-        ..MachineConfig::default()
-    }
-}
-
-fn images() -> Images {
-    Images { kernel: Some(ticker::guest(300)), kernel_name: "guest".into(), ..Images::default() }
-}
+use retrovisor_tests::ticker::{self, Keys, Random};
 
 fn vm(cadence: Option<u64>) -> Vm {
-    Vm::new(config(), images(), Box::new(Keys::new(cadence)), Box::new(NullSink)).unwrap()
+    Vm::new(
+        ticker::config(ClockKind::Virtual),
+        ticker::images(300),
+        Box::new(Keys::new(cadence)),
+        Box::new(NullSink),
+    )
+    .unwrap()
 }
 
 /// Where it ended, and in which state.
@@ -114,7 +46,7 @@ fn straight() -> End {
 fn sliced(mut vm: Vm, seed: u64, mut between: impl FnMut(Vm, &mut Random) -> Vm) -> End {
     let mut random = Random(seed);
     loop {
-        let to = vm.when().icount + random.slice();
+        let to = vm.when().icount + random.slice(17);
         match vm.run(Some(to)) {
             VmExit::Reached => assert_eq!(vm.when().icount, to, "seed {seed}"),
             exit => return end(&mut vm, exit),
@@ -174,7 +106,7 @@ fn a_restored_machine_goes_on_alike() {
     for seed in 1..=3 {
         let mut moves = 0;
         let restored = sliced(vm(None), seed, |vm, random| {
-            if random.next() % 16 != 0 || moves >= 25 {
+            if random.draw() % 16 != 0 || moves >= 25 {
                 return vm;
             }
             moves += 1;
@@ -187,9 +119,12 @@ fn a_restored_machine_goes_on_alike() {
 
 #[test]
 fn recordings_replay_in_any_slices() {
-    let (recording, file) = Recording::in_memory(&config(), &images()).unwrap();
+    let (recording, file) =
+        Recording::in_memory(&ticker::config(ClockKind::Virtual), &ticker::images(300)).unwrap();
     let (port, output) = (recording.port(Keys::new(None)), recording.output(NullSink));
-    let mut vm = Vm::new(config(), images(), Box::new(port), Box::new(output)).unwrap();
+    let mut vm =
+        Vm::new(ticker::config(ClockKind::Virtual), ticker::images(300), Box::new(port), Box::new(output))
+            .unwrap();
     let exit = vm.run(None);
     recording.finish_vm(&mut vm, ExitReason::from_exit(exit)).unwrap();
     let whole = end(&mut vm, exit);
@@ -201,7 +136,7 @@ fn recordings_replay_in_any_slices() {
         let mut replay = Replay::new(&trace, VerifyOptions::default(), Box::new(NullSink)).unwrap();
         let mut random = Random(seed);
         let report = loop {
-            let to = replay.vm.when().icount + random.slice();
+            let to = replay.vm.when().icount + random.slice(17);
             let exit = replay.vm.run(Some(to));
             if let Some(report) = replay.conclude(exit) {
                 break report.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
@@ -217,7 +152,7 @@ fn random_stops_change_nothing_in_the_demo_guest() {
     let elf = dir.path().join("guest.elf").display().to_string();
     program::run(&["demo", "--elf", &elf]).expect(0);
     let images = Images { kernel: Some(std::fs::read(elf).unwrap()), ..Images::default() };
-    let config = MachineConfig { memory: 32 << 20, ..config() };
+    let config = MachineConfig { memory: 32 << 20, ..ticker::config(ClockKind::Virtual) };
     let vm = || Vm::new(config.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink)).unwrap();
     let mut whole = vm();
     let exit = whole.run(None);

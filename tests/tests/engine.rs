@@ -166,14 +166,14 @@ fn test_watchpoints_stop_after_the_access() {
     let mut m = vm(busy);
     let watch = |addr, kind| Watch { addr, len: 4, kind };
     let w = watch(WatchAddr::Physical(Gpa(0x19_0010)), WatchKind::Write);
-    m.sys.mmu.set_watches(&mut m.sys.mem, &[w]);
+    m.hooks.watches = vec![w];
     let VmExit::Watchpoint(hit) = m.run(Some(Icount(100_000))) else { panic!("not hit") };
     assert_eq!((hit.watch, hit.write), (w, true));
     let r = watch(WatchAddr::Virtual(Gva(0x19_0010)), WatchKind::Read);
-    m.sys.mmu.set_watches(&mut m.sys.mem, &[r]);
+    m.hooks.watches = vec![r];
     let VmExit::Watchpoint(hit) = m.run(Some(Icount(100_000))) else { panic!("not hit") };
     assert_eq!((hit.watch, hit.write), (r, false));
-    m.sys.mmu.set_watches(&mut m.sys.mem, &[]);
+    m.hooks.watches.clear();
     assert_eq!(m.run(Some(Icount(100_000))), VmExit::Reached);
 }
 
@@ -183,7 +183,7 @@ fn test_watching_changes_nothing() {
     plain.run(Some(Icount(50_000)));
     let mut watched = vm(busy);
     let w = Watch { addr: WatchAddr::Virtual(Gva(0x18_0000)), len: 8, kind: WatchKind::Access };
-    watched.sys.mmu.set_watches(&mut watched.sys.mem, &[w]);
+    watched.hooks.watches = vec![w];
     let mut hits = 0;
     while let VmExit::Watchpoint(_) = watched.run(Some(Icount(50_000))) {
         hits += 1;

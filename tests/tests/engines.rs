@@ -16,6 +16,7 @@ use retrovisor_replay::{
 };
 use retrovisor_tests::guests::{self, Kernel};
 use retrovisor_tests::script::{Session, Step};
+use retrovisor_tests::ticker::Random;
 use retrovisor_tests::{initramfs, program, ticker};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,23 +37,6 @@ fn on(engine: Engine) -> VerifyOptions {
     VerifyOptions { engine, ..VerifyOptions::default() }
 }
 
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    /// Mostly small numbers, up to a few times 2 to the power of `bits`.
-    fn slice(&mut self, bits: u64) -> u64 {
-        let bits = self.next() % (bits + 1);
-        1 + self.next() % (1 << bits)
-    }
-}
-
 /// A recorded run: its trace, and where and how it ended.
 struct Recorded {
     trace: Arc<Trace>,
@@ -66,10 +50,6 @@ fn demo_guest() -> Images {
     let elf = dir.path().join("guest.elf").display().to_string();
     program::run(&["demo", "--elf", &elf]).expect(0);
     Images { kernel: Some(std::fs::read(elf).unwrap()), kernel_name: "guest".into(), ..Images::default() }
-}
-
-fn ticker_guest() -> Images {
-    Images { kernel: Some(ticker::guest(100)), kernel_name: "guest".into(), ..Images::default() }
 }
 
 /// Sessions with the small guests are no longer than this. On the virtual clock both end by themselves before; on the
@@ -152,8 +132,8 @@ fn sought(r: &Recorded, seed: u64) {
     let mut random = Random(seed);
     let end = r.end.0.icount.0;
     for _ in 0..4 {
-        let to = Icount(1 + random.next() % (end - 1));
-        let way = Icount(1 + random.next() % to.0);
+        let to = Icount(1 + random.draw() % (end - 1));
+        let way = Icount(1 + random.draw() % to.0);
         let found =
             [(Engine::Interp, None), (Engine::Jit, None), (Engine::Jit, Some(way))].map(|(engine, way)| {
                 let mut replay = Replay::new(&r.trace, on(engine), Box::new(NullSink)).unwrap();
@@ -169,7 +149,7 @@ fn sought(r: &Recorded, seed: u64) {
 
 #[test]
 fn what_one_engine_recorded_the_other_replays() {
-    for images in [demo_guest(), ticker_guest()] {
+    for images in [demo_guest(), ticker::images(100)] {
         for clock in CLOCKS {
             for engine in ENGINES {
                 let r = record(engine, clock, &images);
@@ -183,7 +163,7 @@ fn what_one_engine_recorded_the_other_replays() {
 
 #[test]
 fn replays_on_the_translator_end_alike_in_any_slices() {
-    for (images, bits) in [(demo_guest(), 20), (ticker_guest(), 16)] {
+    for (images, bits) in [(demo_guest(), 20), (ticker::images(100), 16)] {
         for clock in CLOCKS {
             for engine in ENGINES {
                 let r = record(engine, clock, &images);

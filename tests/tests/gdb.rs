@@ -4,6 +4,8 @@
 
 #[path = "gdb/guest.rs"]
 mod guest;
+#[path = "gdb/reverse.rs"]
+mod reverse;
 #[path = "gdb/support.rs"]
 mod support;
 

@@ -22,11 +22,12 @@ fn need<T>(r: Result<T, guests::Missing>) -> T {
     r.unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The kernel's functions: what a guest run prints of /proc/kallsyms.
-fn symbols(kernel: Kernel) -> Vec<Symbol> {
+/// What a guest run prints of /proc/kallsyms.
+fn kallsyms(kernel: Kernel) -> String {
     let init = "#!/bin/sh\nmount -t proc proc /proc\n\
                 grep -wF -e start_kernel -e rest_init -e schedule -e x86_64_start_kernel -e i386_start_kernel \
-                -e cpu_startup_entry -e do_idle -e schedule_idle /proc/kallsyms\npoweroff -f\n";
+                -e cpu_startup_entry -e do_idle -e schedule_idle -e kernel_execve -e jiffies_64 /proc/kallsyms\n\
+                poweroff -f\n";
     let images = Images {
         kernel: Some(need(guests::vmlinux(kernel))),
         initrd: Some(initramfs::with_init(&need(guests::busybox(kernel.arch())), init)),
@@ -35,7 +36,12 @@ fn symbols(kernel: Kernel) -> Vec<Symbol> {
     };
     let done = Session::new(MachineConfig::default(), images, &[]).run(Icount(20_000_000_000));
     assert_eq!(done.exit, VmExit::PowerOff, "{}", done.screen);
-    symfile::from_kallsyms(&done.screen)
+    done.screen
+}
+
+/// The kernel's functions.
+fn symbols(kernel: Kernel) -> Vec<Symbol> {
+    symfile::from_kallsyms(&kallsyms(kernel))
 }
 
 fn address(symbols: &[Symbol], name: &str) -> u64 {
@@ -174,5 +180,87 @@ fn amd64_by_address_without_symbols() {
     let said = gdb.ask("monitor help");
     assert!(said.lines().count() > 3, "{said}");
     gdb.ask("delete");
+    assert!(b.detach().contains("guest ready"));
+}
+
+/// The icount `monitor when` tells.
+fn icount(gdb: &mut Gdb) -> u64 {
+    let said = gdb.ask("monitor when");
+    let after = said.split("icount ").nth(1);
+    let n = after.and_then(|t| t.split(',').next()).and_then(|n| n.parse().ok());
+    n.unwrap_or_else(|| panic!("no icount in: {said}"))
+}
+
+/// The two numbers a watchpoint shows.
+fn old_and_new(said: &str) -> (u64, u64) {
+    let after = |what: &str| said.split(what).nth(1)?.split_whitespace().next()?.parse().ok();
+    after("Old value = ").zip(after("New value = ")).unwrap_or_else(|| panic!("no values in: {said}"))
+}
+
+#[test]
+fn a_live_session_goes_back_to_its_beginning_and_on_from_where_it_was() {
+    let kernel = Kernel::CloudAmd64;
+    let screen = kallsyms(kernel);
+    let symbols = symfile::from_kallsyms(&screen);
+    let jiffies = screen.lines().find(|l| l.ends_with(" jiffies_64")).and_then(|l| l.split(' ').next());
+    let jiffies = jiffies.unwrap_or_else(|| panic!("no jiffies_64 in the guest's kallsyms: {screen}"));
+    let mut b = Bench::new(kernel, Some(&symbols), initramfs::shell);
+    let gdb = &mut b.gdb;
+    // Late in the boot: the first program is about to be executed.
+    gdb.ask("hbreak kernel_execve");
+    in_order(&gdb.ask("continue"), &["Breakpoint 1, ", "kernel_execve ()"]);
+    let late = icount(gdb);
+    let memory = gdb.ask("x/32xg $rsp");
+    gdb.ask("monitor mark late");
+
+    // Back to an early breakpoint, and before it.
+    gdb.ask("hbreak start_kernel");
+    in_order(&gdb.ask("reverse-continue"), &["Breakpoint 2, ", "start_kernel ()"]);
+    let early = icount(gdb);
+    assert_eq!(register(gdb, "rip"), address(&symbols, "start_kernel"));
+    gdb.ask("reverse-stepi 100");
+    assert_eq!(icount(gdb), early - 100);
+    gdb.ask("stepi 100");
+    assert_eq!((icount(gdb), register(gdb, "rip")), (early, address(&symbols, "start_kernel")));
+
+    // A variable, backwards from late in the boot.
+    gdb.ask("delete");
+    gdb.ask("monitor goto late");
+    in_order(&gdb.ask("stepi"), &["kernel_execve ()"]);
+    assert_eq!((icount(gdb), gdb.ask("x/32xg $rsp")), (late, memory.clone()));
+    gdb.ask(&format!("watch *(unsigned long *) 0x{jiffies}"));
+    let mut before = None;
+    for _ in 0..3 {
+        let (old, new) = old_and_new(&gdb.ask("reverse-continue"));
+        assert_eq!((old, before.unwrap_or(old)), (new + 1, old), "backwards, a tick at a time");
+        before = Some(new);
+    }
+    let here = icount(gdb);
+    in_order(&gdb.ask(&format!("monitor lastwrite 0x{jiffies}")), &["icount ", "instructions back", " -> "]);
+    assert_eq!(icount(gdb), here, "looking for the writer moves nothing");
+    let (old, new) = old_and_new(&gdb.ask("continue"));
+    assert_eq!((Some(old), new), (before, old + 1));
+
+    // Forward to the newest point, and on live.
+    gdb.ask("delete");
+    gdb.ask("hbreak kernel_execve");
+    in_order(&gdb.ask("continue"), &["kernel_execve ()"]);
+    assert_eq!((icount(gdb), gdb.ask("x/32xg $rsp")), (late, memory));
+    gdb.ask("delete");
+    gdb.send("continue");
+    b.guest.wait_for("guest ready");
+    b.guest.send("echo live $((6 * 7))\n");
+    b.guest.wait_for("live 42");
+    b.gdb.interrupt();
+    b.gdb.expect("SIGINT");
+    // Back from a live shell, too.
+    let now = icount(&mut b.gdb);
+    b.gdb.ask("reverse-stepi 10");
+    assert!(icount(&mut b.gdb) < now);
+    b.gdb.send("continue");
+    b.guest.send("exit\n");
+    // With a history the end can be looked back from.
+    b.gdb.expect("the guest switched the machine off");
+    b.gdb.ask("reverse-stepi");
     assert!(b.detach().contains("guest ready"));
 }

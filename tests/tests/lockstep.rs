@@ -22,27 +22,19 @@ use std::time::Duration;
 
 const TICKS: u32 = 40;
 
-fn config(clock: ClockKind) -> MachineConfig {
-    MachineConfig {
-        memory: 8 << 20,
-        clock,
-        debug_exit: Some((0xf4, 4)),
-        no_reboot: true,
-        hash_interval: 1 << 16,
-        ..MachineConfig::default()
-    }
-}
-
-fn images() -> Images {
-    Images { kernel: Some(ticker::guest(TICKS)), kernel_name: "guest".into(), ..Images::default() }
-}
-
 fn every(stride: Stride) -> VerifyOptions {
     VerifyOptions { lockstep: Some(stride), ..VerifyOptions::default() }
 }
 
 fn machine(options: VerifyOptions, input: Box<dyn InputPort>) -> Machine {
-    Machine::live(config(ClockKind::Virtual), images(), options, input, Box::new(NullSink)).unwrap()
+    Machine::live(
+        ticker::config(ClockKind::Virtual),
+        ticker::images(TICKS),
+        options,
+        input,
+        Box::new(NullSink),
+    )
+    .unwrap()
 }
 
 const STRIDES: [Stride; 6] = [
@@ -120,7 +112,7 @@ fn live(vm: &mut Machine, mailbox: &Arc<Mailbox>) -> VmExit {
 fn both_machines_hear_a_live_run_and_its_recording_verifies_in_lockstep() {
     for clock in [ClockKind::Virtual, ClockKind::Host] {
         for stride in [Stride::Blocks(1), Stride::Instructions(100)] {
-            let (config, images) = (config(clock), images());
+            let (config, images) = (ticker::config(clock), ticker::images(TICKS));
             let (recording, file) = Recording::in_memory(&config, &images).unwrap();
             let mailbox = Mailbox::new();
             let port = recording.port(Live::new(Arc::clone(&mailbox), clock, IdlePolicy::RealTime));
@@ -141,7 +133,7 @@ fn both_machines_hear_a_live_run_and_its_recording_verifies_in_lockstep() {
 
 #[test]
 fn a_trace_of_another_machine_diverges_from_the_trace_not_in_lockstep() {
-    let (mut config, images) = (config(ClockKind::Virtual), images());
+    let (mut config, images) = (ticker::config(ClockKind::Virtual), ticker::images(TICKS));
     let (recording, file) = Recording::in_memory(&config, &images).unwrap();
     let output = Box::new(recording.output(NullSink));
     config.ns_per_insn = 2;

@@ -5,28 +5,16 @@ use retrovisor_core::Icount;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::loader::Images;
-use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
 use retrovisor_replay::{
     Ending, ExitReason, IdlePolicy, Live, Mailbox, Recording, Report, Trace, VerifyError, VerifyOptions,
     What, verify,
 };
-use retrovisor_tests::ticker::{DONE, guest};
+use retrovisor_tests::ticker::{DONE, config, guest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-fn config(clock: ClockKind) -> MachineConfig {
-    MachineConfig {
-        memory: 8 << 20,
-        clock,
-        debug_exit: Some((0xf4, 4)),
-        no_reboot: true,
-        hash_interval: 1 << 16,
-        ..MachineConfig::default()
-    }
-}
 
 /// How a session is recorded.
 #[derive(Clone, Copy)]

@@ -1,5 +1,6 @@
 //! The commands on recorded runs: `replay`, `verify` and `trace`, from what was typed to what they do.
 
+use super::board::Board;
 use super::live::{self, Around};
 use super::verify::Verdict;
 use super::{replay as plain, trace as traces, verify as verifying};
@@ -7,7 +8,7 @@ use crate::args::{ReplayArgs, TraceCommand, VerifyArgs};
 use crate::config;
 use crate::console::{Console, Serial, SerialSink};
 use crate::exit;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use retrovisor_core::Icount;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::Options;
@@ -51,9 +52,10 @@ pub fn replay(a: &ReplayArgs) -> Result<u8> {
 }
 
 fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn OutputSink>) -> Result<u8> {
+    let history = config::history(&a.debug.history)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
     let trace = Trace::open(&a.trace)?;
-    let replay = Replay::new(&trace, options, output)?;
+    let replay = Replay::new(&trace, options, output)?.with_history(history);
     let around = Around { options: Options { freeze: a.debug.freeze, read_only: true }, console: false };
     let monitor = replay.monitor.clone();
     let ended = live::session(replay.vm, &replay.mailbox, server, &around)?;
@@ -78,18 +80,21 @@ fn replay_in_session(a: &ReplayArgs, options: VerifyOptions, output: Box<dyn Out
 /// If a flag is wrong, or standard output cannot be written.
 pub fn verify(a: &VerifyArgs) -> Result<u8> {
     let options = config::engine(&a.engine)?;
-    let tty = std::io::stderr().is_terminal();
-    let show = |path: &std::path::Path, p: retrovisor_replay::compare::Progress| {
-        if tty {
-            let percent = p.at.0 * 100 / p.end.0.max(1);
-            let _ = write!(std::io::stderr(), "\r{}: {percent}% \r", path.display());
-        }
-    };
+    let (out, err) = (Box::new(std::io::stdout()), Box::new(std::io::stderr()));
+    let board = Arc::new(Board::new(a.traces.len(), out, err, terminal_columns()));
+    let watched = Arc::clone(&board);
     // Nothing is half done when a signal comes: no file, no terminal to give back.
-    let _signals = Console::without_input(|quit| std::process::exit(quit.code().into()))?;
-    let (out, err) = (&mut std::io::stdout(), &mut std::io::stderr());
-    let verdict = verifying::verify(&a.traces, options, a.jobs, &show, out, err)?;
-    Ok(code(verdict))
+    let _signals = Console::without_input(move |quit| {
+        watched.interrupted(|| std::process::exit(quit.code().into()));
+    })?;
+    Ok(code(verifying::verify(&a.traces, options, a.jobs, &board)?))
+}
+
+/// Width of the terminal that standard error is, if it is one.
+fn terminal_columns() -> Option<usize> {
+    let stderr = std::io::stderr();
+    let size = stderr.is_terminal().then(|| rustix::termios::tcgetwinsize(&stderr))?;
+    Some(size.map_or(80, |s| if s.ws_col == 0 { 80 } else { s.ws_col.into() }))
 }
 
 /// `retrovisor trace`.
@@ -100,15 +105,18 @@ pub fn trace(c: &TraceCommand) -> Result<u8> {
     let out = &mut std::io::stdout();
     match c {
         TraceCommand::Info { trace, json } => traces::info(trace, *json, out)?,
-        TraceCommand::Events { trace, json, from, to } => {
-            let options = traces::EventsOptions {
-                json: *json,
-                from: from.map(Icount),
-                to: to.map(Icount),
-                ..Default::default()
+        TraceCommand::Events { trace, json, from, to, kind } => {
+            let point = |flag: &str, text: &Option<String>| -> Result<Option<traces::Point>> {
+                text.as_deref().map(|t| t.parse().map_err(|e| anyhow!("{flag}: {e}"))).transpose()
             };
-            traces::events(trace, options, out)?;
+            let (from, to) = (point("--from", from)?, point("--to", to)?);
+            traces::events(trace, &traces::Filter { from, to, kinds: kind.clone() }, *json, out)?;
         }
+        TraceCommand::Export { trace, format, output } => {
+            traces::export(trace, *format, output.as_deref(), out)?;
+        }
+        TraceCommand::Pack { trace, output } => traces::pack(trace, output, out)?,
+        TraceCommand::Unpack { trace, output } => traces::unpack(trace, output, out)?,
     }
     Ok(0)
 }

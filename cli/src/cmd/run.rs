@@ -6,12 +6,12 @@ use crate::config;
 use crate::console::{Serial, SerialSink};
 use crate::exit;
 use anyhow::{Context, Result, anyhow};
-use retrovisor_core::input::{InputPort, NoInput};
+use retrovisor_core::input::NoInput;
 use retrovisor_core::loader::LoadError;
 use retrovisor_core::machine::vm::Vm;
 use retrovisor_core::output::{NullSink, OutputSink};
 use retrovisor_debug::{Exit, Options};
-use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recording};
+use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recording, Timeline, TimelineError};
 
 /// Runs a guest; the process's exit code.
 ///
@@ -20,6 +20,7 @@ use retrovisor_replay::{ExitReason, IdlePolicy, Live, Machine, Mailbox, Recordin
 pub fn run(a: &RunArgs) -> Result<u8> {
     let machine = config::machine(&a.machine)?;
     let engine = config::engine(&a.engine)?;
+    let history = config::history(&a.debug.history)?;
     let serial: Serial = a.serial.parse().map_err(|e: String| anyhow!("--serial: {e}"))?;
     let images = config::images(&a.machine)?;
     let server = live::bind(a.debug.gdb.as_deref())?;
@@ -31,26 +32,26 @@ pub fn run(a: &RunArgs) -> Result<u8> {
     let mailbox = Mailbox::new();
     let port = Live::new(mailbox.clone(), machine.clock, IdlePolicy::RealTime);
     let recording = match &a.record {
-        None => None,
+        None => Recording::unwritten(&machine),
         Some(path) => {
             // Images that do not boot are refused before a trace file is created.
             Vm::new(machine.clone(), images.clone(), Box::new(NoInput), Box::new(NullSink))
                 .map_err(|e| name_file(e, a))?;
             let on_error = |e: &retrovisor_replay::RecordError| eprintln!("retrovisor: {e}");
-            Some(Recording::create(path, &machine, &images, Box::new(on_error))?)
+            Recording::create(path, &machine, &images, Box::new(on_error))?
         }
     };
-    let (input, output): (Box<dyn InputPort>, Box<dyn OutputSink>) = match &recording {
-        None => (Box::new(port), sink),
-        Some(r) => (Box::new(r.port(port)), Box::new(r.output(sink))),
-    };
-    let vm = Machine::live(machine, images, engine, input, output).map_err(|e| name_file(e, a))?;
+    let (input, output) = (Box::new(recording.port(port)), Box::new(recording.output(sink)));
+    let mut vm = Machine::live(machine, images, engine, input, output).map_err(|e| name_file(e, a))?;
+    if history > 0 {
+        vm = vm.with_timeline(|vm| Timeline::live(vm, recording.clone(), mailbox.clone(), history));
+    }
     let around = Around {
         options: Options { freeze: a.debug.freeze, read_only: false },
         console: serial == Serial::Stdio,
     };
     let mut ended = live::session(vm, &mailbox, server, &around)?;
-    finish(&mut ended, recording, a)
+    finish(&mut ended, &recording, a)
 }
 
 /// Puts the kernel's file before an error that does not name a flag itself.
@@ -64,8 +65,8 @@ fn name_file(e: LoadError, a: &RunArgs) -> anyhow::Error {
 }
 
 /// Completes the recording and says how the run ended.
-fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Result<u8> {
-    let (code, line) = match ended.exit {
+fn finish(ended: &mut Ended, recording: &Recording, a: &RunArgs) -> Result<u8> {
+    let (mut code, line) = match ended.exit {
         // A live run has no trace to end: no timer is armed, and standard input, which could wake the guest, is closed.
         Exit::TraceEnded if ended.quit.is_none() => (
             exit::DEAD,
@@ -77,8 +78,15 @@ fn finish(ended: &mut Ended, recording: Option<Recording>, a: &RunArgs) -> Resul
         if let Some(mismatch) = vm.mismatch() {
             eprintln!("retrovisor: {mismatch}");
         }
-        if let Some(r) = recording {
-            r.finish_vm(vm, reason(ended.exit))?;
+        // What is recorded ends at the newest point, wherever the debugger left the machine.
+        let done = match vm.travel() {
+            Ok((timeline, vm)) => timeline.finish(vm, reason(ended.exit)),
+            Err(_) => recording.finish_vm(vm, reason(ended.exit)).map_err(TimelineError::from),
+        };
+        // Said again if it stopped early: the line may be far up by now. A code of the guest's is worth more.
+        if let Err(e) = done {
+            eprintln!("retrovisor: {e}");
+            code = if code == 0 { exit::BAD_INPUT } else { code };
         }
         let (when, hash) = (vm.when(), vm.state_hash());
         if a.hash {

@@ -1,13 +1,12 @@
 //! `retrovisor verify`: replays traces and compares everything they recorded.
 
+use super::board::Board;
 use super::report;
 use anyhow::Result;
 use retrovisor_replay::compare::Progress;
 use retrovisor_replay::{Trace, VerifyError, VerifyOptions, verify as verify_trace};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 /// The result over all traces; the worst one counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -33,45 +32,31 @@ impl Verdict {
     }
 }
 
-/// `verify`: one line a trace, in the order given, by up to `jobs` threads; what is exact on `out`, the rest on `err`.
-/// `progress` is called from any thread.
+/// `verify`: one line a trace, in the order given, by up to `jobs` threads (0: one a CPU).
 ///
 /// # Errors
-/// If `out` or `err` cannot be written.
-pub fn verify(
-    paths: &[PathBuf],
-    options: VerifyOptions,
-    jobs: usize,
-    progress: &(dyn Fn(&Path, Progress) + Sync),
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> Result<Verdict> {
+/// If the lines cannot be written.
+pub fn verify(paths: &[PathBuf], options: VerifyOptions, jobs: usize, board: &Board) -> Result<Verdict> {
+    let jobs = if jobs == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { jobs };
     let next = AtomicUsize::new(0);
-    let (sender, results) = mpsc::channel();
+    let work = || {
+        while let Some((n, path)) = paths.iter().enumerate().nth(next.fetch_add(1, Ordering::Relaxed)) {
+            let (line, verdict) = one(path, options, &mut |p| board.progress(n, path, p));
+            board.finish(n, line, verdict);
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, paths.len().max(1)) {
-            let (next, sender) = (&next, sender.clone());
-            scope.spawn(move || {
-                while let Some((n, path)) = paths.iter().enumerate().nth(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    // The receiver lives until all threads have ended.
-                    let _ = sender.send((n, one(path, options, progress)));
-                }
-            });
+            scope.spawn(work);
         }
-        drop(sender);
-        print_in_order(&results, out, err)
-    })
+    });
+    board.verdict()
 }
 
 /// One trace: the line to print and the verdict.
-fn one(
-    path: &Path,
-    options: VerifyOptions,
-    progress: &(dyn Fn(&Path, Progress) + Sync),
-) -> (String, Verdict) {
+fn one(path: &Path, options: VerifyOptions, progress: &mut dyn FnMut(Progress)) -> (String, Verdict) {
     let result = match Trace::open(path) {
-        Ok(trace) => verify_trace(&trace, options, &mut |p| progress(path, p)),
+        Ok(trace) => verify_trace(&trace, options, progress),
         Err(e) => Err(e.into()),
     };
     match result {
@@ -80,42 +65,24 @@ fn one(
     }
 }
 
-fn print_in_order(
-    results: &mpsc::Receiver<(usize, (String, Verdict))>,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> Result<Verdict> {
-    let mut waiting = std::collections::BTreeMap::new();
-    let (mut next, mut worst) = (0, Verdict::Exact);
-    for (n, result) in results {
-        waiting.insert(n, result);
-        while let Some((line, verdict)) = waiting.remove(&next) {
-            let to: &mut dyn Write = if verdict == Verdict::Exact { out } else { err };
-            writeln!(to, "{line}")?;
-            to.flush()?;
-            worst = worst.max(verdict);
-            next += 1;
-        }
-    }
-    Ok(worst)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::board::tests::board;
     use super::*;
 
     #[test]
     fn test_unusable_traces_get_a_line_each_in_order() {
         let paths: Vec<_> = (0..5).map(|n| PathBuf::from(format!("/nonexistent/{n}.rvt"))).collect();
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let verdict = verify(&paths, VerifyOptions::default(), 3, &|_, _| (), &mut out, &mut err).unwrap();
-        assert_eq!(verdict, Verdict::Unusable);
-        assert!(out.is_empty());
-        let text = String::from_utf8(err).unwrap();
-        for (n, line) in text.lines().enumerate() {
-            assert!(line.starts_with(&format!("/nonexistent/{n}.rvt: ")), "{line}");
+        for jobs in [0, 1, 3, 100] {
+            let (board, out, err) = board(5, None);
+            assert_eq!(verify(&paths, VerifyOptions::default(), jobs, &board).unwrap(), Verdict::Unusable);
+            assert_eq!(out.take(), "");
+            let text = err.take();
+            for (n, line) in text.lines().enumerate() {
+                assert!(line.starts_with(&format!("/nonexistent/{n}.rvt: ")), "{line}");
+            }
+            assert_eq!(text.lines().count(), 5);
         }
-        assert_eq!(text.lines().count(), 5);
     }
 }

@@ -14,6 +14,7 @@ pub use options::{Engine, JitOptions};
 use crate::addr::{GuestTime, Icount};
 use crate::clock::ClockKind;
 use crate::ctx::Ctx;
+use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, vector};
 use crate::input::{Idle, Poll};
 use crate::interp::Leave;
@@ -54,9 +55,18 @@ impl Vm {
     }
 
     fn run_to(&mut self, until: Option<Icount>, one_block: bool) -> VmExit {
-        self.sync_breakpoints();
+        self.run_from(self.sys.icount, until, one_block)
+    }
+
+    /// As [`Vm::run`], but a breakpoint at the very first instruction counts, too.
+    pub fn run_here(&mut self, until: Option<Icount>) -> VmExit {
+        self.run_from(u64::MAX, until, false)
+    }
+
+    /// Runs; a breakpoint at icount `start` was stopped at already.
+    fn run_from(&mut self, start: u64, until: Option<Icount>, one_block: bool) -> VmExit {
+        self.sync_hooks();
         self.one_block = one_block;
-        let start = self.sys.icount;
         loop {
             let reached = match one_block {
                 true => self.sys.icount != start,
@@ -119,10 +129,7 @@ impl Vm {
     pub(crate) fn settle(&mut self) {
         if !self.sys.mem.code_writes.is_empty() {
             let writes = std::mem::take(&mut self.sys.mem.code_writes);
-            self.cache.invalidate(&writes, &mut self.sys.mem);
-            if let Some(t) = &mut self.translator {
-                t.invalidate(&writes, &mut self.sys.mem);
-            }
+            self.invalidate(&writes);
         }
         // Under the host clock time also moves by reads in the middle of a block, and where blocks end differs in a
         // replay: there only a logged tick and the end of an idle wait let timers expire.
@@ -279,14 +286,23 @@ impl Vm {
             return None;
         }
         if cpu.nmi_pending && !cpu.nmi_blocked {
-            return Some(self.deliver(|ctx| ctx.deliver_nmi()));
+            return Some(self.interrupt(vector::NMI, |ctx| ctx.deliver_nmi()));
         }
         if cpu.flags.has(flags::bit::IF) && self.sys.board.intr(cpu.index) {
             let index = cpu.index;
             let vector = self.sys.board.ack(index);
-            return Some(self.deliver(|ctx| ctx.deliver_external(vector)));
+            return Some(self.interrupt(vector, |ctx| ctx.deliver_external(vector)));
         }
         None
+    }
+
+    /// Delivers an interrupt or NMI.
+    fn interrupt(&mut self, vector: u8, how: impl FnOnce(&mut Ctx<'_>)) -> Next {
+        self.sys.occurred(|| Occurrence::Interrupt(vector));
+        match self.deliver(how) {
+            Next::Again => self.report().map_or(Next::Again, Next::Exit),
+            other => other,
+        }
     }
 
     /// One delivery: counts as one on the icount axis.
@@ -356,7 +372,7 @@ impl Vm {
         if let Some(e) = self.here().trap_boundary(tf) {
             return self.raise(e);
         }
-        self.watch_hit()
+        self.report()
     }
 
     /// The vCPU whose turn it is, about to execute.
@@ -374,8 +390,14 @@ impl Vm {
         }
     }
 
-    /// Takes over the debugger's breakpoints.
-    fn sync_breakpoints(&mut self) {
+    /// Takes over the debugger's breakpoints and watchpoints.
+    fn sync_hooks(&mut self) {
+        if self.sys.mmu.watches() != self.hooks.watches {
+            self.sys.mmu.set_watches(&mut self.sys.mem, &self.hooks.watches);
+        }
+        if self.sys.observer.wanted() != self.hooks.wanted {
+            self.observe();
+        }
         let changed = self.filter.sync(&self.hooks.breakpoints);
         if !changed.is_empty()
             && let Some(t) = &mut self.translator
@@ -397,12 +419,20 @@ impl Vm {
         }
         match self.deliver(|ctx| ctx.deliver_exception(e)) {
             Next::Exit(x) => Some(x),
-            Next::Again | Next::Run(_) => self.watch_hit(),
+            Next::Again | Next::Run(_) => self.report(),
         }
     }
 
-    fn watch_hit(&mut self) -> Option<VmExit> {
-        self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint)
+    /// The debugger knows of the exception that is about to be delivered here: the next run delivers it.
+    pub fn exception_shown(&mut self) {
+        self.shown_exception = Some(self.sys.icount);
+    }
+
+    /// What the debugger wants to know about the instruction or delivery just made.
+    fn report(&mut self) -> Option<VmExit> {
+        let hit = self.sys.mmu.take_watch_hit(&mut self.sys.mem).map(VmExit::Watchpoint);
+        let occurred = self.sys.observer.take().map(VmExit::Occurred);
+        hit.or(occurred)
     }
 
     /// Whether guest time follows icount.

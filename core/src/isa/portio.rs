@@ -5,6 +5,7 @@ use super::insn::{Insn, prefix};
 use super::traits::Width;
 use super::{Row, end};
 use crate::ctx::Ctx;
+use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, Exec};
 use crate::mmu::{Access, Privilege};
 use crate::vcpu::flags::bit;
@@ -55,6 +56,7 @@ impl Ctx<'_> {
         if !board.events.is_empty() || board.intr(index) {
             self.sys.end_block();
         }
+        self.sys.occurred(|| Occurrence::Port { port, bytes: W::SIZE as u8, write: false, value });
         W::of(value.into())
     }
 
@@ -62,8 +64,10 @@ impl Ctx<'_> {
         self.cpu.io_breakpoint(port, W::SIZE as u64);
         let index = self.cpu.index;
         let (board, mut bus) = self.sys.bus();
-        board.pio_write(index, port, W::SIZE as u8, value.u() as u32, &mut bus);
+        let value = value.u() as u32;
+        board.pio_write(index, port, W::SIZE as u8, value, &mut bus);
         self.sys.end_block();
+        self.sys.occurred(|| Occurrence::Port { port, bytes: W::SIZE as u8, write: true, value });
     }
 }
 

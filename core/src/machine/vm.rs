@@ -9,13 +9,14 @@ use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
 use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
+use crate::engine::hooks::{Observer, Occurrence};
 use crate::engine::{Engine, JitOptions};
 use crate::exception::Exception;
 use crate::hash::{MemoryHash, StateHash};
 use crate::input::{InputEvent, InputPort, Query, When};
 use crate::interp::BlockCache;
 use crate::loader::{self, Images, LoadError};
-use crate::mem::Memory;
+use crate::mem::{Footprint, Memory, Traced, Written};
 use crate::mmu::Mmu;
 use crate::output::OutputSink;
 use crate::state::{Field, Reader, State, StateError, Writer};
@@ -31,6 +32,8 @@ pub enum VmExit {
     Breakpoint(Gva),
     /// The instruction just executed touched a watched place.
     Watchpoint(WatchHit),
+    /// The instruction or delivery just made did this (see `Hooks::wanted`).
+    Occurred(Occurrence),
     /// The vCPU is about to deliver this exception (see `Hooks::stop_exceptions`).
     Exception(Exception),
     /// A vCPU triple-faulted (with `no_reboot`, or before the reset if `Hooks::stop_triple_fault`).
@@ -107,6 +110,7 @@ impl Vm {
             clock,
             input,
             output,
+            observer: Observer::default(),
         };
         let mut vm = Self {
             vcpus: Vec::new(),
@@ -145,19 +149,20 @@ impl Vm {
             self.sys.board.program_as_firmware(self.sys.when().time);
         }
         loader::load(&self.images, &self.config, &mut self.sys.mem, &mut self.vcpus[0], rsdp)?;
-        self.drop_derived();
-        Ok(())
-    }
-
-    /// Rebuilds everything derived from the architectural state.
-    fn drop_derived(&mut self) {
-        self.shown_exception = None;
         self.sys.mem.code_writes.clear();
-        self.sys.mem.table_writes.clear();
         self.cache.flush(&mut self.sys.mem);
         if let Some(t) = &mut self.translator {
             t.flush(&mut self.sys.mem);
         }
+        self.drop_derived();
+        Ok(())
+    }
+
+    /// Drops what is derived from the architectural state, but for decoded and translated blocks, which know what they were
+    /// made from.
+    fn drop_derived(&mut self) {
+        self.shown_exception = None;
+        self.sys.mem.table_writes.clear();
         self.sys.mmu.reset(&mut self.sys.mem);
         for cpu in &mut self.vcpus {
             cpu.refresh();
@@ -165,6 +170,13 @@ impl Vm {
             ctx.mmu_switch();
             ctx.refresh_debug_regs();
         }
+        self.observe();
+    }
+
+    /// Looks out for what the debugger wants from the present state on.
+    pub(crate) fn observe(&mut self) {
+        let spaces = self.vcpus.iter().map(|c| (c.cr3, c.mode.cpl));
+        self.sys.observer.begin(&self.hooks.wanted, spaces);
     }
 
     /// Applies an input at the current boundary on behalf of the VM's owner (a debugger's write) and logs it.
@@ -218,7 +230,7 @@ impl Vm {
 
     /// Digest of the guest-visible state: vCPUs, clock, devices and memory.
     pub fn state_hash(&mut self) -> StateHash {
-        let dirty = self.sys.mem.take_dirty();
+        let dirty = self.sys.mem.take_dirty(Written::ToHash);
         self.memory_hash.update(&self.sys.mem, &dirty);
         StateHash(xxhash_rust::xxh3::xxh3_128(&self.save_state()) ^ self.memory_hash.value().rotate_left(1))
     }
@@ -238,8 +250,45 @@ impl Vm {
         w.bytes
     }
 
-    /// Restores what [`Vm::save_state`] gave, into a machine of the same description; drops derived state.
+    /// The slab pages (4 KiB each) whose contents may have changed since the last call, ascending; at first those that are
+    /// not zero. What a checkpoint has to keep beside [`Vm::save_state`].
+    pub fn take_written(&mut self) -> Vec<usize> {
+        self.sys.mem.take_dirty(Written::ToSave)
+    }
+
+    /// What the guest touched since the last call; empty at the first.
+    pub fn take_footprint(&mut self) -> Footprint {
+        self.sys.mmu.take_footprint(&mut self.sys.mem)
+    }
+
+    /// Restores the contents of a slab page; [`Vm::load_state`] follows before the machine runs.
+    pub fn restore_page(&mut self, page: usize, bytes: &[u8; 4096]) {
+        self.sys.mem.restore_page(page, bytes);
+    }
+
+    /// Restores what [`Vm::save_state`] gave, into a machine of the same description, at whose point nothing has happened
+    /// yet: a hash is due if it is a hash point. Keeps the blocks of both engines that were made from what memory holds now.
+    /// After an error the machine is partly restored: restore something else before it runs.
+    ///
+    /// # Errors
+    /// If the bytes are not the state of a machine of this description.
     pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let loaded = self.load_parts(bytes);
+        let writes = std::mem::take(&mut self.sys.mem.code_writes);
+        self.invalidate(&writes);
+        self.drop_derived();
+        loaded
+    }
+
+    /// Kills the blocks made from what was written.
+    pub(crate) fn invalidate(&mut self, writes: &[Traced]) {
+        self.cache.invalidate(writes, &mut self.sys.mem);
+        if let Some(t) = &mut self.translator {
+            t.invalidate(writes, &mut self.sys.mem);
+        }
+    }
+
+    fn load_parts(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let mut r = Reader::new(bytes);
         self.sys.icount = u64::get(&mut r)?;
         self.current = usize::get(&mut r)?;
@@ -255,9 +304,8 @@ impl Vm {
         self.sys.board.load(&mut r)?;
         self.sys.mem.set_shadow(&self.sys.board.pci.shadow());
         let interval = self.config.hash_interval.max(1);
-        self.next_hash = (self.sys.icount / interval + 1) * interval;
+        self.next_hash = self.sys.icount.div_ceil(interval).max(1) * interval;
         self.next_poll = self.sys.icount;
-        self.drop_derived();
         if r.is_empty() { Ok(()) } else { Err(r.invalid()) }
     }
 }

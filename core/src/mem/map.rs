@@ -130,6 +130,15 @@ impl MemMap {
         self.replace(start, len, by);
     }
 
+    /// The guest-physical address of the RAM at slab offset `off` (whether it is switched in or not); `None` beyond RAM.
+    pub const fn ram_at(&self, off: usize) -> Option<Gpa> {
+        match off as u64 {
+            off if off >= self.ram_size => None,
+            off if off < LOW_RAM_END => Some(Gpa(off)),
+            off => Some(Gpa(off - LOW_RAM_END + HIGH_RAM_START)),
+        }
+    }
+
     /// What `gpa` leads to.
     pub fn lookup(&self, gpa: Gpa) -> Target {
         for r in &self.regions {

@@ -5,10 +5,12 @@
 
 pub mod blocks;
 mod code;
+pub mod footprint;
 pub mod map;
 pub mod ram;
 
 use code::CodeMap;
+pub use footprint::{Footprint, PageFilter};
 pub use map::{MemMap, Region, RegionKind, Shadow, Target};
 pub use ram::{Pod, Ram};
 
@@ -17,8 +19,8 @@ use crate::mmu::tlb::Tlb;
 
 /// Per-page flags; a page with any of [`page::SLOW`] set has no write entry in any TLB.
 pub mod page {
-    /// Written since the flag was last cleared (state hashing and checkpoints clear it). May be set by an access
-    /// that was checked for writing and then not made.
+    /// Written since somebody last looked, see [`super::Written`]. May be set by an access that was checked for writing and
+    /// then not made.
     pub const DIRTY: u8 = 1;
     /// Holds bytes some decoded or translated block was made from. Changed by [`super::Memory::mark_code`] and
     /// [`super::Memory::unmark_code`].
@@ -29,12 +31,25 @@ pub mod page {
     pub const WATCH: u8 = 8;
     /// Read-only (ROM): writes are dropped.
     pub const ROM: u8 = 16;
-    /// Was DIRTY when [`super::Memory::take_written`] cleared that flag: still to be hashed.
+    /// Was DIRTY when somebody else cleared that flag: still to be hashed...
     pub const UNHASHED: u8 = 32;
+    /// ...or still to be saved in a checkpoint.
+    pub const UNSAVED: u8 = 64;
     /// A write must take the slow path if one of these is set...
     pub const SLOW: u8 = CODE | TABLE | WATCH | ROM;
     // ...or if DIRTY is clear.
 }
+
+/// Who asks which pages were written: each gets every page written since it last asked, whoever else does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Written {
+    ToHash = page::UNHASHED,
+    ToSave = page::UNSAVED,
+}
+
+/// What of a page is still owed to those who ask.
+const OWED: u8 = page::UNHASHED | page::UNSAVED;
 
 /// A write the owner of derived state has to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -237,33 +252,48 @@ impl Memory {
         }
     }
 
-    /// The slab pages written since the last call, in ascending order. The next write to each is noted again.
-    pub fn take_dirty(&mut self) -> Vec<usize> {
-        let mut out = Vec::new();
+    /// The slab pages written since `who` last asked, in ascending order. The next write to each is noted again.
+    pub fn take_dirty(&mut self, who: Written) -> Vec<usize> {
+        let (mut out, mut clean) = (Vec::new(), Vec::new());
+        let asked = page::DIRTY | who as u8;
         for (c, chunk) in self.flags.chunks_mut(64).enumerate() {
             // Most chunks have no dirty page; this test is one vector operation.
-            const WRITTEN: u8 = page::DIRTY | page::UNHASHED;
-            if chunk.iter().fold(0, |a, f| a | f) & WRITTEN == 0 {
+            if chunk.iter().fold(0, |a, f| a | f) & asked == 0 {
                 continue;
             }
-            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & WRITTEN != 0) {
-                *f &= !WRITTEN;
+            for (i, f) in chunk.iter_mut().enumerate().filter(|(_, f)| **f & asked != 0) {
+                if *f & page::DIRTY != 0 {
+                    *f = *f & !page::DIRTY | OWED;
+                    clean.push(c * 64 + i);
+                }
+                *f &= !(who as u8);
                 out.push(c * 64 + i);
             }
         }
-        if out.len() > 64 {
+        if clean.len() > 64 {
             self.tlb.drop_all_writes();
         } else {
-            out.iter().for_each(|p| self.tlb.drop_write(*p));
+            clean.iter().for_each(|p| self.tlb.drop_write(*p));
         }
         out
+    }
+
+    /// Gives a slab page other contents behind the back of the guest and of every TLB entry: its owner drops all derived
+    /// state but decoded and translated blocks, which die by `code_writes`.
+    pub(crate) fn restore_page(&mut self, slab_page: usize, bytes: &[u8]) {
+        let Some(f) = self.flags.get_mut(slab_page) else { return };
+        *f = *f & !(page::DIRTY | page::UNSAVED) | page::UNHASHED;
+        self.ram.write_bytes(slab_page << PAGE_SHIFT, bytes);
+        if let Some(gpa) = self.map.ram_at(slab_page << PAGE_SHIFT) {
+            self.code_writes.push(Traced { gpa, len: PAGE_SIZE as u32 });
+        }
     }
 
     /// From now on notes which pages are written, for [`Memory::take_written`].
     pub fn note_written(&mut self) {
         self.written = Some(Vec::new());
         for f in self.flags.iter_mut().filter(|f| **f & page::DIRTY != 0) {
-            *f = *f & !page::DIRTY | page::UNHASHED;
+            *f = *f & !page::DIRTY | OWED;
         }
         self.tlb.drop_all_writes();
     }
@@ -275,7 +305,7 @@ impl Memory {
         for page in written.drain(..) {
             let f = &mut self.flags[page];
             if *f & page::DIRTY != 0 {
-                *f = *f & !page::DIRTY | page::UNHASHED;
+                *f = *f & !page::DIRTY | OWED;
                 self.tlb.drop_write(page);
             }
             out.push(page);
@@ -353,8 +383,8 @@ mod tests {
         m.mark_code(3, 0x40, 1);
         m.set_flags(4, page::TABLE | page::WATCH);
         m.write_phys(Gpa(0x2ff0), &[1; 0x2020]);
-        assert_eq!(m.take_dirty(), [2, 3, 4, 5]);
-        assert!(m.take_dirty().is_empty());
+        assert_eq!(m.take_dirty(Written::ToHash), [2, 3, 4, 5]);
+        assert!(m.take_dirty(Written::ToHash).is_empty());
         assert_eq!(m.code_writes, [Traced { gpa: Gpa(0x3000), len: 0x1000 }]);
         assert_eq!(m.table_writes, [Traced { gpa: Gpa(0x4000), len: 0x1000 }]);
         assert_eq!(m.watch_writes, m.table_writes);
@@ -376,10 +406,10 @@ mod tests {
         m.write_phys(Gpa(0x3008), &[1]);
         assert_eq!(taken(&mut m), [3, 2]);
         m.write_phys(Gpa(0x3000), &[2]);
-        assert_eq!(m.take_dirty(), [1, 2, 3]);
+        assert_eq!(m.take_dirty(Written::ToHash), [1, 2, 3]);
         m.write_phys(Gpa(0x3000), &[3]);
         assert_eq!(taken(&mut m), [3, 3], "hashing between two writes loses neither");
-        assert_eq!((taken(&mut m), m.take_dirty()), (vec![], vec![3]));
+        assert_eq!((taken(&mut m), m.take_dirty(Written::ToHash)), (vec![], vec![3]));
     }
 
     #[test]
@@ -390,7 +420,7 @@ mod tests {
         let mut b = [9];
         assert!(m.read_phys(Gpa(0xf_f000), &mut b));
         assert_eq!(b, [0]);
-        assert!(m.take_dirty().is_empty());
+        assert!(m.take_dirty(Written::ToHash).is_empty());
     }
 
     #[test]

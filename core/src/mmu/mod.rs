@@ -23,7 +23,7 @@ pub use walk::{MAXPHYADDR, PAGE_1G, Paging};
 
 use crate::addr::{Asid, Gva};
 use crate::engine::hooks::{Watch, WatchHit};
-use crate::mem::Memory;
+use crate::mem::{Footprint, Memory};
 use asid::Spaces;
 use shadow::{Shadow, ShadowStep};
 use switch::CpuSpace;
@@ -123,6 +123,8 @@ pub struct Mmu {
     /// What each vCPU runs in.
     cpus: Vec<CpuSpace>,
     watches: Watches,
+    /// What was touched since [`Mmu::take_footprint`], if anybody wants to know.
+    footprint: Option<Box<Footprint>>,
     /// The first watchpoint hit since the engine took it.
     pub watch_hit: Option<WatchHit>,
     pub counters: Counters,
@@ -135,6 +137,7 @@ impl Mmu {
             shadow: Shadow::default(),
             cpus: Vec::new(),
             watches: Watches::default(),
+            footprint: None,
             watch_hit: None,
             counters: Counters::default(),
         }
@@ -152,8 +155,13 @@ impl Mmu {
         mem.remapped = false;
     }
 
+    /// The debugger's watchpoints.
+    pub fn watches(&self) -> &[Watch] {
+        self.watches.list()
+    }
+
     /// Replaces the debugger's watchpoints.
-    pub fn set_watches(&mut self, mem: &mut Memory, watches: &[Watch]) {
+    pub(crate) fn set_watches(&mut self, mem: &mut Memory, watches: &[Watch]) {
         self.watches.set(mem, watches);
     }
 
@@ -165,6 +173,13 @@ impl Mmu {
             }
         }
         self.watch_hit.take()
+    }
+
+    /// What was touched since the last call (nothing at the first); from now on notes it. Empties the TLB, so that the
+    /// first access to each page is seen.
+    pub fn take_footprint(&mut self, mem: &mut Memory) -> Footprint {
+        mem.tlb.flush();
+        self.footprint.replace(Box::default()).map(|f| *f).unwrap_or_default()
     }
 
     /// What is in use now.

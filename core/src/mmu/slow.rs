@@ -9,6 +9,7 @@ use super::walk::{Format, Miss, Rights, pf, walk};
 use super::{Access, Mmu, Paging, Privilege, View};
 use crate::addr::{Asid, Gpa, PAGE_SHIFT};
 use crate::ctx::Ctx;
+use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, vector};
 use crate::mem::{Memory, Target, page};
 use crate::vcpu::segment::attr;
@@ -260,6 +261,7 @@ impl Ctx<'_> {
             at += n;
         }
         self.after_device();
+        self.sys.occurred(|| Occurrence::Mmio { gpa, bytes: len as u8, write: false });
         v
     }
 
@@ -274,6 +276,7 @@ impl Ctx<'_> {
             at += n;
         }
         self.after_device();
+        self.sys.occurred(|| Occurrence::Mmio { gpa, bytes: len as u8, write: true });
     }
 
     /// A device may have raised a line or written memory.
@@ -299,6 +302,15 @@ impl Mmu {
             Ok(_) => return Err(self.fault(&paging, lin, access, view, pf::P)),
             Err(miss) => return Err(self.fault(&paging, lin, access, view, miss.cause())),
         };
+        if let Some(f) = &mut self.footprint {
+            match access {
+                Access::Exec => f.fetched.insert(lin),
+                Access::Read | Access::Write => {
+                    f.accessed.insert(lin);
+                    f.frames.insert(found.gpa.0);
+                }
+            }
+        }
         let target = mem.map.lookup(found.gpa);
         if let (Target::Ram(off), Access::Write) = (target, access) {
             mem.set_flags(off >> PAGE_SHIFT, page::DIRTY);

@@ -74,6 +74,18 @@ impl Ctx<'_> {
             _ => self.switch_space(now),
         };
         self.cpu.tlb = TlbRef(array(asid, self.view(Privilege::Current)));
+        if self.sys.observer.active() {
+            self.note_space();
+        }
+    }
+
+    /// Tells the debugger if CR3 or the CPL changed.
+    #[cold]
+    fn note_space(&mut self) {
+        let cpu = &self.cpu;
+        if self.sys.observer.note_space(cpu.index.into(), cpu.cr3, cpu.mode.cpl) {
+            self.sys.end_block();
+        }
     }
 
     /// Tells the MMU that DR0-DR3 or DR7 changed.

@@ -48,6 +48,11 @@ pub(super) struct Watches {
 }
 
 impl Watches {
+    /// The debugger's watches.
+    pub fn list(&self) -> &[Watch] {
+        &self.list
+    }
+
     /// Is there anything to check?
     #[inline]
     pub fn any(&self) -> bool {

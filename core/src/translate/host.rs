@@ -6,6 +6,7 @@ use super::x87;
 use crate::addr::Gpa;
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
+use crate::engine::hooks::Observer;
 use crate::input::NoInput;
 use crate::isa::insn::Insn;
 use crate::isa::{self, Translate};
@@ -123,6 +124,7 @@ impl Survey {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            observer: Observer::default(),
         };
         Ok(Self { probe: Probe::new()?, cpu: flat64(), sys, samples: samples() })
     }

@@ -2,6 +2,7 @@
 
 use super::packet::{Frame, Framer, bounded, console, encode};
 use super::registers::RegId;
+use super::reverse::continue_thread;
 use super::target::Debuggee;
 use crate::disasm;
 use crate::registers::REGISTERS;
@@ -11,9 +12,11 @@ use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubBuilder, MultiThreadStopReason};
+use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition::{Begin, End};
 use gdbstub::target::ext::breakpoints::WatchKind as GdbWatch;
 use retrovisor_core::engine::hooks::{WatchAddr, WatchHit, WatchKind};
 use retrovisor_core::exception::vector;
+use retrovisor_replay::BranchInfo;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -93,13 +96,14 @@ pub fn serve(
         Ok(Message::Bytes(bytes)) => bytes,
         _ => return Ok(Ended::Silent),
     };
+    let moves = post.clone();
     let sink = Box::new(move |event: &Event| post.send(Message::Event(*event)).is_ok());
     let client = session.attach(Role::Debugger, sink)?;
     client.pause()?;
     let mut conn = Conn {
         out,
         outbox: Outbox::default(),
-        target: Debuggee::new(client)?,
+        target: Debuggee::new(client, moves)?,
         machine: None,
         framer: Framer::default(),
         ack: true,
@@ -193,7 +197,14 @@ impl<W: Write> Conn<W> {
         if body == b"?" {
             return self.present_state();
         }
-        let body = bounded(body);
+        let mut body = bounded(body);
+        if let Some(any) = continue_thread(&body) {
+            self.target.any_thread = any;
+            if any {
+                // The library takes no reverse step of all threads.
+                body = b"Hc0".to_vec();
+            }
+        }
         let running = self.running();
         if !self.feed(&encode(&body))? {
             // The library cannot make sense of the packet and is in no state to go on.
@@ -321,6 +332,9 @@ impl<W: Write> Conn<W> {
     }
 
     fn report(&mut self, stop: &Stop) -> Result<(), Broken> {
+        if let Some(text) = self.other_branch(stop)? {
+            self.out.write_all(&console(&text))?;
+        }
         if let Some(text) = self.announcement(stop)? {
             self.out.write_all(&console(&text))?;
         }
@@ -329,7 +343,7 @@ impl<W: Write> Conn<W> {
         let ids: Vec<RegId> = ["rip", "rsp", "rbp", "eflags"].into_iter().filter_map(sent).collect();
         let values = self.target.values(stop.vcpu, ids.clone())?;
         let mut regs = ids.into_iter().zip(values.iter().map(Vec::as_slice));
-        self.target.selected = stop.vcpu;
+        (self.target.selected, self.target.stopped) = (stop.vcpu, stop.vcpu);
         if let Some(Machine::Running(m)) = self.machine.take() {
             self.machine = m.report_stop_with_regs(&mut self.target, reason, &mut regs).ok();
         }
@@ -346,6 +360,20 @@ impl<W: Write> Conn<W> {
         Ok(Ended::Exited(exit))
     }
 
+    /// What to print if the client has changed the past since the last stop.
+    fn other_branch(&mut self, stop: &Stop) -> Result<Option<String>, SessionError> {
+        let here = self.target.client.timeline()?.and_then(|t| t.branches.into_iter().find(|b| b.current));
+        let Some(BranchInfo { id, parent: Some((parent, at)), .. }) = here else { return Ok(None) };
+        if std::mem::replace(&mut self.target.branch, id) == id
+            || matches!(stop.reason, StopReason::Branch(_))
+        {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "retrovisor: the past was changed at icount {at}: this is branch {id}; `monitor branch {parent}` goes back\n"
+        )))
+    }
+
     /// What to print about a stop, where gdb's own words for it would not tell.
     fn announcement(&self, stop: &Stop) -> Result<Option<String>, SessionError> {
         let own_words = match stop.reason {
@@ -353,7 +381,7 @@ impl<W: Write> Conn<W> {
             StopReason::Frozen | StopReason::Step | StopReason::Breakpoint(_) | StopReason::Paused => true,
             _ => false,
         };
-        if own_words {
+        if own_words || self.target.shown == Some(stop.run) {
             return Ok(None);
         }
         let (vcpu, pc) = (stop.vcpu, stop.pc);
@@ -368,7 +396,7 @@ impl<W: Write> Conn<W> {
     }
 
     fn reason(&self, stop: &Stop) -> Reason {
-        let tid = Debuggee::tid(stop.vcpu);
+        let (tid, travels) = (Debuggee::tid(stop.vcpu), self.target.travels);
         match stop.reason {
             StopReason::Breakpoint(at) if self.target.software.contains(&at.0) => Reason::SwBreak(tid),
             StopReason::Breakpoint(at) if self.target.hardware.contains(&at.0) => Reason::HwBreak(tid),
@@ -376,6 +404,10 @@ impl<W: Write> Conn<W> {
                 Some((kind, addr)) => Reason::Watch { tid, kind, addr },
                 None => Reason::SignalWithThread { tid, signal: Signal::SIGTRAP },
             },
+            StopReason::HistoryStart if travels => Reason::ReplayLog { tid: Some(tid), pos: Begin },
+            StopReason::TraceEnded | StopReason::Ended(_) if travels => {
+                Reason::ReplayLog { tid: Some(tid), pos: End }
+            }
             reason => Reason::SignalWithThread { tid, signal: signal(reason) },
         }
     }

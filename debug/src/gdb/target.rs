@@ -1,14 +1,18 @@
 //! What the stub library asks of a machine, answered by the session. One thread a vCPU: thread id = index + 1.
 
+use super::event_loop::Message;
 use super::registers::{Arch, RegId, Registers};
 use crate::breakpoints::Point;
 use crate::inspect::Inspect;
 use crate::monitor;
 use crate::registers::{self, REGISTERS};
-use crate::session::{Client, Resume, SessionError};
+use crate::session::{Answer, Client, Resume, SessionError};
+use crate::stop::{Event, StopReason};
+use crate::travel;
 use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{self as mt, MultiThreadBase, MultiThreadResume};
+use gdbstub::target::ext::base::reverse_exec::{ReverseContOps, ReverseStepOps};
 use gdbstub::target::ext::base::single_register_access::{SingleRegisterAccess, SingleRegisterAccessOps};
 use gdbstub::target::ext::breakpoints::BreakpointsOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
@@ -16,6 +20,13 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use gdbstub::target::{Target, TargetError, TargetResult};
 use retrovisor_core::Gva;
 use std::collections::BTreeSet;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// How long a command's answer waits for the machine to arrive where the command sends it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for what is only looked at.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Error numbers gdb shows ("E0e").
 mod errno {
@@ -36,15 +47,45 @@ pub struct Debuggee {
     pub run: u64,
     /// Do not resume when asked to: the stub library is only being brought back to where it was.
     pub pretend: bool,
+    /// The machine has a history to go back in.
+    pub travels: bool,
+    /// The vCPU the last stop was about, which is meant where the client leaves the thread open.
+    pub stopped: usize,
+    /// The client leaves open which thread a reverse step is about.
+    pub any_thread: bool,
+    /// Ways to the connection's queue.
+    post: Sender<Message>,
+    /// A command moved the machine, and gdb has not been told by a stop.
+    moved: bool,
+    /// The run whose stop the command's answer told.
+    pub shown: Option<u64>,
+    /// The branch the client knows it is on.
+    pub branch: usize,
     pub software: BTreeSet<u64>,
     pub hardware: BTreeSet<u64>,
 }
 
 impl Debuggee {
-    pub fn new(client: Client) -> Result<Self, SessionError> {
+    pub fn new(client: Client, post: Sender<Message>) -> Result<Self, SessionError> {
         let vcpus = client.vcpus()?;
-        let (software, hardware) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { client, vcpus, selected: 0, action: None, run: 0, pretend: false, software, hardware })
+        let travels = client.travels()?;
+        Ok(Self {
+            client,
+            vcpus,
+            selected: 0,
+            action: None,
+            run: 0,
+            pretend: false,
+            travels,
+            stopped: 0,
+            any_thread: true,
+            post,
+            moved: false,
+            shown: None,
+            branch: 1,
+            software: BTreeSet::new(),
+            hardware: BTreeSet::new(),
+        })
     }
 
     /// The thread id of a vCPU.
@@ -60,6 +101,59 @@ impl Debuggee {
         }
         self.selected = vcpu;
         Ok(vcpu)
+    }
+
+    /// The vCPU to step; a thread that does not exist stands for the first.
+    pub fn existing(&self, tid: Tid) -> usize {
+        if tid.get() <= self.vcpus { tid.get() - 1 } else { 0 }
+    }
+
+    /// A command moves the machine, which gdb knows nothing of: waits a little for it to arrive, and tells where it is.
+    fn moved(&mut self, run: u64) -> Result<String, SessionError> {
+        (self.moved, self.run) = (true, run);
+        let stop = match self.client.wait_for_stop(run, PATIENCE) {
+            Ok(Some(stop)) => stop,
+            Ok(None) => return Ok("still on the way: `continue` waits for it, Ctrl-C then stops it\n".into()),
+            Err(SessionError::Exited(exit)) => return Ok(format!("{exit}\n")),
+            Err(e) => return Err(e),
+        };
+        self.shown = Some(run);
+        let (pc, insn) = self.client.inspect(move |m| travel::instruction(m, stop.vcpu))?;
+        let why = match stop.reason {
+            StopReason::Reached => String::new(),
+            reason => format!("{reason}\n"),
+        };
+        let sync = "gdb sees it after `stepi`, which this time does nothing else\n";
+        Ok(format!("{why}{}\n  {:#x}  {insn}\n{sync}", monitor::point(stop.when), pc.0))
+    }
+
+    /// Answers a resumption with the stop a command led to, if one did that gdb has not seen.
+    fn answer_with_move(&mut self) -> Result<bool, SessionError> {
+        if !std::mem::take(&mut self.moved) {
+            return Ok(false);
+        }
+        // If the machine is still on its way, the stop will come by itself.
+        if let Some(event @ Event::Stopped(_)) = self.client.state_within(AT_ONCE)? {
+            // The connection is over if nobody listens.
+            let _ = self.post.send(Message::Event(event));
+        }
+        Ok(true)
+    }
+
+    /// Resumes the machine.
+    pub fn start(&mut self, how: Resume) -> Result<(), SessionError> {
+        if self.pretend || self.answer_with_move()? {
+            return Ok(());
+        }
+        match self.client.resume(how) {
+            Ok(run) => {
+                self.run = run;
+                Ok(())
+            }
+            // The event that says so is in the connection's queue; it becomes the stop reply.
+            Err(SessionError::Exited(_)) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     pub fn insert(&mut self, point: Point) -> TargetResult<bool, Self> {
@@ -105,7 +199,7 @@ fn fault(e: SessionError) -> TargetError<SessionError> {
         SessionError::Unmapped(_) | SessionError::NotRam(_) => TargetError::Errno(errno::EFAULT),
         SessionError::NoVcpu(_) => TargetError::Errno(errno::ESRCH),
         SessionError::ReadOnly => TargetError::Errno(errno::EROFS),
-        SessionError::Exited(_) => TargetError::NonFatal,
+        SessionError::Exited(_) | SessionError::Timeline(_) => TargetError::NonFatal,
         SessionError::Gone | SessionError::Thread(_) => TargetError::Fatal(e),
     }
 }
@@ -221,19 +315,8 @@ impl ThreadExtraInfo for Debuggee {
 
 impl MultiThreadResume for Debuggee {
     fn resume(&mut self) -> Result<(), SessionError> {
-        if self.pretend {
-            return Ok(());
-        }
         let how = self.action.take().unwrap_or(Resume::Continue { until: None });
-        match self.client.resume(how) {
-            Ok(run) => {
-                self.run = run;
-                Ok(())
-            }
-            // The event that says so is in the connection's queue; it becomes the stop reply.
-            Err(SessionError::Exited(_)) => Ok(()),
-            Err(e) => Err(e),
-        }
+        self.start(how)
     }
 
     fn clear_resume_actions(&mut self) -> Result<(), SessionError> {
@@ -251,26 +334,27 @@ impl MultiThreadResume for Debuggee {
     fn support_range_step(&mut self) -> Option<mt::MultiThreadRangeSteppingOps<'_, Self>> {
         Some(self)
     }
+    fn support_reverse_step(&mut self) -> Option<ReverseStepOps<'_, Tid, Self>> {
+        if self.travels { Some(self) } else { None }
+    }
+    fn support_reverse_cont(&mut self) -> Option<ReverseContOps<'_, Tid, Self>> {
+        if self.travels { Some(self) } else { None }
+    }
     fn support_scheduler_locking(&mut self) -> Option<mt::MultiThreadSchedulerLockingOps<'_, Self>> {
         Some(self)
     }
 }
 
-/// The vCPU to step; one that does not exist steps the first.
-fn stepped(tid: Tid, vcpus: usize) -> usize {
-    if tid.get() <= vcpus { tid.get() - 1 } else { 0 }
-}
-
 impl mt::MultiThreadSingleStep for Debuggee {
     fn set_resume_action_step(&mut self, tid: Tid, _signal: Option<Signal>) -> Result<(), SessionError> {
-        self.action = Some(Resume::Step { vcpu: stepped(tid, self.vcpus) });
+        self.action = Some(Resume::Step { vcpu: self.existing(tid) });
         Ok(())
     }
 }
 
 impl mt::MultiThreadRangeStepping for Debuggee {
     fn set_resume_action_range_step(&mut self, tid: Tid, start: u64, end: u64) -> Result<(), SessionError> {
-        self.action = Some(Resume::StepRange { vcpu: stepped(tid, self.vcpus), start, end });
+        self.action = Some(Resume::StepRange { vcpu: self.existing(tid), start, end });
         Ok(())
     }
 }
@@ -287,7 +371,8 @@ impl MonitorCmd for Debuggee {
         let line = String::from_utf8_lossy(cmd).into_owned();
         let vcpu = self.selected;
         let text = match self.client.monitor(vcpu, line)? {
-            Ok(text) => text,
+            Ok(Answer { text, run: None }) => text,
+            Ok(Answer { text, run: Some(run) }) => text + &self.moved(run)?,
             Err(why) => format!("{why}\n"),
         };
         out.write_raw(text.as_bytes());

@@ -4,9 +4,11 @@
 
 use super::event_loop::{Ended, Message, serve};
 use super::packet::{Frame, Framer, encode};
-use crate::session::{Options, Session, SessionError};
+use crate::session::{Options, Resume, Session, SessionError};
 use crate::stop::{Event, Exit};
-use crate::testing::{COUNT, LOOP, STORE, frozen, session};
+use crate::testing::{COUNT, COUNTER, JUMP, LOOP, STORE, frozen, session, travelling};
+use retrovisor_core::engine::Engine;
+use retrovisor_core::{Gpa, Icount};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -73,6 +75,21 @@ impl Wire {
     fn ask(&mut self, body: &str) -> String {
         self.send(&encode(body.as_bytes()));
         self.reply()
+    }
+
+    /// The next packet that is no text for the console.
+    fn reply_skipping_console(&mut self) -> String {
+        loop {
+            let reply = self.reply();
+            if !reply.starts_with('O') || reply == "OK" {
+                return reply;
+            }
+        }
+    }
+
+    fn reply_after_console(&mut self, body: &str) -> String {
+        self.send(&encode(body.as_bytes()));
+        self.reply_skipping_console()
     }
 
     fn end(self) -> Result<Ended, SessionError> {
@@ -196,4 +213,71 @@ fn end_of_the_run_is_told_to_a_waiting_client() {
     assert!(wire.reply().starts_with('O'), "a console message explains");
     assert_eq!(wire.reply(), "X09");
     assert_eq!(wire.end(), Ok(Ended::Exited(Exit::Killed)));
+}
+
+#[test]
+fn reverse_execution_is_offered_only_where_there_is_a_history() {
+    let (without, with) = (frozen(), travelling(COUNT, Engine::Jit));
+    let mut wire = Wire::connect(&without);
+    assert!(!wire.ask("qSupported:swbreak+").contains("Reverse"));
+    assert_eq!(wire.ask("bs"), "");
+    let mut wire = Wire::connect(&with);
+    let features = wire.ask("qSupported:swbreak+");
+    assert!(features.contains("ReverseContinue+;ReverseStep+"), "{features}");
+}
+
+#[test]
+fn steps_and_stops_backwards_are_told_as_those_forwards() {
+    for engine in [Engine::Jit, Engine::Interp] {
+        let session = travelling(COUNT, engine);
+        let handle = session.handle();
+        let pc = || handle.inspect(|m| m.pc(0).0).unwrap();
+        let mut wire = Wire::connect(&session);
+        wire.ask("qSupported:swbreak+;hwbreak+;multiprocess+");
+        wire.ask("?");
+        // Three rounds forward, by a breakpoint.
+        assert_eq!(wire.ask(&format!("Z0,{LOOP:x},1")), "OK");
+        for _ in 0..3 {
+            assert!(wire.ask("vCont;c").contains("swbreak:;"));
+        }
+        for (hc, at) in [("Hcp1.-1", JUMP), ("Hcp1.0", STORE), ("Hcp1.1", LOOP)] {
+            assert_eq!(wire.ask(hc), "OK");
+            let stop = wire.ask("bs");
+            assert!(stop.starts_with("T05thread:p01.01;"), "{stop}");
+            assert_eq!(pc(), at);
+        }
+        assert_eq!(handle.when().unwrap().icount.0, 6);
+        let stop = wire.ask("bc");
+        assert!(stop.contains("swbreak:;") && pc() == LOOP, "{stop}");
+        assert_eq!(wire.ask(&format!("z0,{LOOP:x},1")), "OK");
+        // The store of this round lies ahead; the one before it is stopped at before it is made.
+        assert_eq!(wire.ask(&format!("Z2,{COUNTER:x},4")), "OK");
+        let stop = wire.ask("bc");
+        assert!(stop.contains(";watch:") && pc() == STORE, "{stop}");
+        assert_eq!(handle.when().unwrap().icount.0, 1);
+        assert_eq!(handle.read_physical(Gpa(COUNTER), 4).unwrap(), [0; 4]);
+        assert!(wire.reply_after_console("bc").contains("replaylog:begin;"));
+        assert!(wire.reply_after_console("bs").contains("replaylog:begin;"));
+        assert_eq!(handle.when().unwrap().icount.0, 0);
+        let stop = wire.ask("vCont;c");
+        assert!(stop.contains("watch:") && pc() == JUMP, "{stop}");
+    }
+}
+
+#[test]
+fn a_search_backwards_that_is_interrupted_ends_where_it_began() {
+    let session = travelling(COUNT, Engine::Jit);
+    let mut wire = Wire::connect(&session);
+    wire.ask("?");
+    let handle = session.handle();
+    let run = handle.resume(Resume::Continue { until: Some(Icount(3_000_000)) }).unwrap();
+    while !matches!(handle.state(), Ok(Event::Stopped(stop)) if stop.run == run) {}
+    // Nothing is ever written there, but the page is.
+    assert_eq!(wire.ask(&format!("Z2,{:x},1", COUNTER + 64)), "OK");
+    wire.send(&encode(b"bc"));
+    wire.send(b"\x03");
+    let stop = wire.reply_skipping_console();
+    assert!(stop.starts_with("T02") || stop.contains("replaylog:begin"), "{stop}");
+    let expected = if stop.starts_with("T02") { 3_000_000 } else { 0 };
+    assert_eq!(handle.when().unwrap().icount.0, expected);
 }

@@ -1,8 +1,8 @@
-//! Arguments of text commands: addresses and gdb-style formats.
+//! Arguments of text commands: addresses, numbers, times and gdb-style formats.
 
 use super::Context;
 use crate::registers;
-use retrovisor_core::{Gpa, Gva};
+use retrovisor_core::{Gpa, GuestTime, Gva};
 
 /// Evaluates an address: numbers and `$register`s joined by `+` and `-`.
 pub fn address(ctx: &mut Context<'_, '_>, text: &str) -> Result<u64, String> {
@@ -34,6 +34,33 @@ fn term(ctx: &mut Context<'_, '_>, term: &str) -> Result<u64, String> {
         None => term.parse(),
     };
     parsed.map_err(|_| format!("`{term}` is neither a number (0x.. or decimal) nor a $register"))
+}
+
+/// A whole number: decimal, with `_` between digits as one likes, or 0x...
+pub fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None if text.starts_with(|c: char| c.is_ascii_digit()) => text.replace('_', "").parse().ok(),
+        None => None,
+    }
+}
+
+/// A decimal number with a fraction, times `scale`, a power of ten; finer digits are dropped.
+pub fn scaled(text: &str, scale: u64) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let (mut value, mut unit) = (number(whole)?.checked_mul(scale)?, scale);
+    for digit in part.chars() {
+        unit /= 10;
+        value = value.checked_add(u64::from(digit.to_digit(10)?) * unit)?;
+    }
+    Some(value)
+}
+
+/// A guest time with its unit.
+pub fn time(text: &str) -> Option<GuestTime> {
+    let units = [("ms", 1_000_000), ("us", 1000), ("ns", 1), ("s", 1_000_000_000)];
+    let (digits, scale) = units.iter().find_map(|(unit, scale)| Some((text.strip_suffix(unit)?, *scale)))?;
+    scaled(digits, scale).map(GuestTime)
 }
 
 /// A linear address.
@@ -108,6 +135,16 @@ mod tests {
         assert_eq!(Format::parse("gd").unwrap(), Format { count: 1, letter: 'd', size: 8 });
         assert_eq!(Format::parse("8c").unwrap(), Format { count: 8, letter: 'c', size: 1 });
         assert_eq!(Format::parse("2a").unwrap(), Format { count: 2, letter: 'a', size: 8 });
+    }
+
+    #[test]
+    fn numbers_and_times_have_their_spellings() {
+        assert_eq!([number("1_000"), number("0x10"), number("7")], [Some(1000), Some(16), Some(7)]);
+        assert!(["", "_1", "1.5", "0xz", "ten", "-1"].into_iter().all(|bad| number(bad).is_none()));
+        assert_eq!([scaled("12.5", 10_000), scaled("0.00001", 10_000)], [Some(125_000), Some(0)]);
+        assert_eq!(time("1.5s"), Some(GuestTime(1_500_000_000)));
+        assert_eq!([time("20ms"), time("3ns")], [Some(GuestTime(20_000_000)), Some(GuestTime(3))]);
+        assert!(["20", "ms", "1.xs", "99999999999999s"].into_iter().all(|bad| time(bad).is_none()));
     }
 
     #[test]

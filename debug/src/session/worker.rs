@@ -1,17 +1,19 @@
 //! The VM thread: serves commands between runs of the machine, and turns `VmExit`s into events.
 
-use super::{Options, Resume, Role, SessionError, Sink};
+use super::travel::End;
+use super::{Answer, Options, Resume, Role, SessionError, Sink};
 use crate::breakpoints::{BreakpointSet, ClientId, Point};
 use crate::inspect::{Inspect, linear_pc};
 use crate::monitor;
 use crate::stop::{Event, Exit, Stop, StopReason};
-use retrovisor_core::engine::hooks::Watch;
+use crate::travel::Marks;
 use retrovisor_core::input::InputEvent;
 use retrovisor_core::machine::vm::VmExit;
 use retrovisor_core::vcpu::Activity;
 use retrovisor_core::{Gpa, Gva, Icount};
 use retrovisor_replay::Machine;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// A command, as the VM thread sees it.
@@ -37,20 +39,20 @@ struct Attached {
 
 /// What the VM thread owns.
 pub struct Worker {
-    vm: Machine,
+    pub(super) vm: Machine,
     jobs: Receiver<Job>,
     options: Options,
     state: State,
     clients: Vec<Attached>,
     next_client: u64,
     points: BreakpointSet,
-    /// The watchpoints the MMU knows of.
-    armed_watches: Vec<Watch>,
     /// Number of the latest run.
     run: u64,
     quit: bool,
     /// Where the last triple fault was reported, so that a resume from there goes through with it.
-    triple_fault_at: Option<Icount>,
+    pub(super) triple_fault_at: Option<Icount>,
+    pub(super) end: Option<End>,
+    pub(super) marks: Marks,
 }
 
 impl Worker {
@@ -64,10 +66,11 @@ impl Worker {
             clients: Vec::new(),
             next_client: 1,
             points: BreakpointSet::default(),
-            armed_watches: Vec::new(),
             run: u64::from(!options.freeze),
             quit: false,
             triple_fault_at: None,
+            end: None,
+            marks: Marks::new(),
         };
         if options.freeze {
             worker.state = State::Stopped(worker.stop_here(StopReason::Frozen));
@@ -132,7 +135,7 @@ impl Worker {
         }
     }
 
-    fn has_debugger(&self) -> bool {
+    pub(super) fn has_debugger(&self) -> bool {
         self.clients.iter().any(|c| c.role == Role::Debugger)
     }
 
@@ -170,12 +173,34 @@ impl Worker {
         self.update_hooks();
     }
 
-    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<String, String> {
+    pub(super) fn monitor(&mut self, id: ClientId, vcpu: usize, line: &str) -> Result<Answer, String> {
         let mut exceptions = self.clients.iter().find(|c| c.id == id).map_or(0, |c| c.exceptions);
-        let machine = &mut Inspect::new(&mut self.vm);
-        let answer = monitor::run(&mut monitor::Context { machine, vcpu, exceptions: &mut exceptions }, line);
+        let (timeline, vm) = self.vm.parts();
+        let machine = &mut Inspect::new(vm);
+        let mut ctx = monitor::Context {
+            machine,
+            vcpu,
+            exceptions: &mut exceptions,
+            timeline,
+            marks: &mut self.marks,
+            go: None,
+        };
+        let answer = monitor::run(&mut ctx, line);
+        let go = ctx.go;
         self.stop_on_exceptions(id, exceptions);
-        answer
+        let run = match (&answer, go) {
+            (Ok(_), Some(how)) => Some(self.go(how).map_err(|e| e.to_string())?),
+            _ => None,
+        };
+        answer.map(|text| Answer { text, run })
+    }
+
+    /// Resumes; a guest that runs is stopped first.
+    fn go(&mut self, how: Resume) -> Result<u64, SessionError> {
+        if matches!(self.state, State::Running { .. }) {
+            self.state = State::Stopped(self.stop_here(StopReason::Paused));
+        }
+        self.resume(how)
     }
 
     /// Tells the engine what to stop at.
@@ -183,23 +208,16 @@ impl Worker {
         self.vm.hooks.breakpoints = self.points.breakpoints();
         self.vm.hooks.stop_triple_fault = self.has_debugger();
         self.vm.hooks.stop_exceptions = self.clients.iter().fold(0, |mask, c| mask | c.exceptions);
-        let watches = self.points.watches();
-        if watches != self.armed_watches {
-            let system = &mut self.vm.sys;
-            system.mmu.set_watches(&mut system.mem, &watches);
-            self.armed_watches = watches;
-        }
+        self.vm.hooks.watches = self.points.watches();
     }
 
     // --- writes: logged inputs ---
 
     pub(super) fn inject(&mut self, event: &InputEvent) -> Result<(), SessionError> {
-        if self.options.read_only {
-            return Err(SessionError::ReadOnly);
-        }
         if let State::Exited(exit) = self.state {
             return Err(SessionError::Exited(exit));
         }
+        self.make_changeable()?;
         self.vm.inject(event);
         // A debugger's own write to a watched place is no hit.
         let system = &mut self.vm.sys;
@@ -240,18 +258,32 @@ impl Worker {
             State::Running { .. } => return Ok(self.run),
             State::Stopped(_) => {}
         }
-        if let Resume::Step { vcpu } | Resume::StepRange { vcpu, .. } = how
+        if how.travels() {
+            self.vm.travel()?;
+        }
+        if let Resume::Step { vcpu } | Resume::StepRange { vcpu, .. } | Resume::ReverseStep { vcpu } = how
             && vcpu >= self.vm.vcpus.len()
         {
             return Err(SessionError::NoVcpu(vcpu));
         }
         self.run += 1;
+        // Guest time does not pass while the guest is stopped.
+        let when = self.vm.when();
+        self.vm.sys.input.resume(when);
         self.state = State::Running { how, fresh: true };
         self.broadcast(Event::Running(self.run));
         Ok(self.run)
     }
 
+    pub(super) fn read_only(&self) -> bool {
+        self.options.read_only
+    }
+
     pub(super) fn pause(&mut self) {
+        if let Some(t) = self.vm.timeline() {
+            // It asked to end what has ended.
+            t.cancel().store(false, Ordering::Release);
+        }
         if matches!(self.state, State::Running { .. }) {
             self.stop(StopReason::Paused);
         }
@@ -274,13 +306,13 @@ impl Worker {
         Stop { reason, when: self.vm.when(), vcpu, pc, run: self.run }
     }
 
-    fn stop(&mut self, reason: StopReason) {
+    pub(super) fn stop(&mut self, reason: StopReason) {
         let stop = self.stop_here(reason);
         self.state = State::Stopped(stop);
         self.broadcast(Event::Stopped(stop));
     }
 
-    fn exit(&mut self, exit: Exit) {
+    pub(super) fn exit(&mut self, exit: Exit) {
         self.state = State::Exited(exit);
         self.broadcast(Event::Exited(exit));
     }
@@ -288,14 +320,32 @@ impl Worker {
     /// Runs until the machine stops or a command is waiting.
     fn advance(&mut self) {
         let State::Running { how, fresh } = self.state else { return };
+        if how.travels() {
+            return self.travel(how);
+        }
+        if let Some(exit) = self.at_end() {
+            return self.ended(exit);
+        }
         let outcome = match how {
-            Resume::Continue { until } => self.advance_continue(until, fresh),
+            Resume::Continue { until } => self.advance_continue(self.capped(until), fresh),
             Resume::Step { vcpu } => self.advance_step(vcpu, None),
             Resume::StepRange { vcpu, start, end } => self.advance_step(vcpu, Some((start, end))),
+            Resume::Search { what, .. } => {
+                Some(self.advance_search(what)).filter(|e| *e != VmExit::Interrupted)
+            }
+            _ => return,
         };
-        if let Some(exit) = outcome {
-            self.settle(exit, how);
+        match (outcome, self.at_end()) {
+            (Some(VmExit::Reached), Some(exit)) if !matches!(how, Resume::Step { .. }) => self.ended(exit),
+            (Some(exit), _) => self.settle(exit, how),
+            (None, _) => {}
         }
+    }
+
+    /// `until`, but not beyond where the machine is known to end.
+    fn capped(&self, until: Option<Icount>) -> Option<Icount> {
+        let end = self.end.map(|e| e.at);
+        until.map_or(end, |u| Some(end.map_or(u, |e| e.min(u))))
     }
 
     /// `None`: not done, look for commands and come back.
@@ -384,19 +434,20 @@ impl Worker {
             if debugged { worker.stop(reason) } else { worker.exit(exit) }
         };
         match exit {
-            VmExit::Reached if matches!(how, Resume::Continue { .. }) => self.stop(StopReason::Reached),
+            VmExit::Reached if matches!(how, Resume::Continue { .. } | Resume::Search { .. }) => {
+                self.stop(StopReason::Reached)
+            }
             VmExit::Reached => self.stop(StopReason::Step),
             VmExit::Breakpoint(at) => self.stop(StopReason::Breakpoint(at)),
             VmExit::Watchpoint(hit) => self.stop(StopReason::Watchpoint(hit)),
             VmExit::Exception(e) => self.stop(StopReason::Exception(e)),
+            VmExit::Occurred(what) => self.stop(StopReason::Occurred(what)),
             VmExit::TripleFault => self.triple_fault(),
-            VmExit::Reset => self.exit(Exit::Reset),
-            VmExit::PowerOff => self.exit(Exit::PowerOff),
-            VmExit::DebugExit(v) => self.exit(Exit::DebugExit(v)),
+            VmExit::Reset => self.ended(Exit::Reset),
+            VmExit::PowerOff => self.ended(Exit::PowerOff),
+            VmExit::DebugExit(v) => self.ended(Exit::DebugExit(v)),
             // Live: the guest waits for input, and nobody is left to send any.
-            VmExit::InputEnded if !self.options.read_only => {
-                or_stop(self, Exit::TraceEnded, StopReason::Dead)
-            }
+            VmExit::InputEnded if !self.on_trace() => or_stop(self, Exit::TraceEnded, StopReason::Dead),
             VmExit::InputEnded => or_stop(self, Exit::TraceEnded, StopReason::TraceEnded),
             VmExit::Diverged => or_stop(self, Exit::Diverged, StopReason::Diverged),
             VmExit::Dead => or_stop(self, Exit::Dead, StopReason::Dead),

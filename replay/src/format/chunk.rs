@@ -4,7 +4,7 @@
 //! before it and the stored bytes), then the stored bytes. Little-endian.
 
 use super::varint::{Cursor, Malformed};
-use super::{IMAGE_PIECE, MAX_FRAME};
+use super::{MAX_FRAME, MAX_IMAGE_PIECE};
 use std::io::{self, Write};
 
 /// Bytes before a chunk's payload.
@@ -13,7 +13,7 @@ pub const HEAD: u64 = 16;
 /// What a chunk holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// A piece of an image: the image's number (one byte), then up to [`IMAGE_PIECE`] bytes of it.
+    /// A piece of an image: the image's number (one byte), then up to [`MAX_IMAGE_PIECE`] bytes of it.
     Image,
     /// Records.
     Frame,
@@ -40,7 +40,7 @@ impl Kind {
     /// The most bytes a chunk of this kind holds uncompressed.
     pub const fn max_raw(self) -> usize {
         match self {
-            Kind::Image => IMAGE_PIECE + 1,
+            Kind::Image => MAX_IMAGE_PIECE + 1,
             Kind::Frame => MAX_FRAME,
             Kind::Index => 1 << 20,
             Kind::End => 256,
@@ -104,9 +104,20 @@ impl Head {
     }
 }
 
+/// The highest compression level.
+pub const BEST: i32 = 22;
+
+fn compress(raw: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    if level == BEST {
+        compressor.set_parameter(zstd::zstd_safe::CParameter::EnableLongDistanceMatching(true))?;
+    }
+    compressor.compress(raw)
+}
+
 /// Writes one chunk with a single `write_all`, compressed at `level` where that makes it smaller; returns its size.
 pub fn write(out: &mut dyn Write, kind: Kind, level: i32, raw: &[u8]) -> io::Result<u64> {
-    let packed = zstd::bulk::compress(raw, level)?;
+    let packed = compress(raw, level)?;
     let (codec, payload) = if packed.len() < raw.len() { (ZSTD, &packed[..]) } else { (RAW, raw) };
     let mut bytes = vec![kind.code(), codec, 0, 0];
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -132,9 +143,10 @@ mod tests {
 
     #[test]
     fn test_chunk_round_trips_compressed_and_raw() {
-        for raw in [vec![7u8; 5000], vec![], (0..100u32).map(|i| ((i * i * 37) >> 3) as u8).collect()] {
+        let raws = [vec![7u8; 5000], vec![], (0..100u32).map(|i| ((i * i * 37) >> 3) as u8).collect()];
+        for (raw, level) in raws.into_iter().flat_map(|raw| [(raw.clone(), 3), (raw, BEST)]) {
             let mut out = Vec::new();
-            let n = write(&mut out, Kind::Frame, 3, &raw).unwrap();
+            let n = write(&mut out, Kind::Frame, level, &raw).unwrap();
             assert_eq!(n as usize, out.len());
             let (head, stored) = parts(&out);
             assert_eq!(head.stored as usize, stored.len());

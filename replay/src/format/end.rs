@@ -42,6 +42,23 @@ impl ExitReason {
         !matches!(self, ExitReason::Quit)
     }
 
+    /// Short name, stable for scripts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ExitReason::Quit => "quit",
+            ExitReason::PowerOff => "power-off",
+            ExitReason::Reset => "reset",
+            ExitReason::TripleFault => "triple-fault",
+            ExitReason::DebugExit(_) => "isa-debug-exit",
+            ExitReason::Dead => "dead",
+        }
+    }
+
+    /// What was written to isa-debug-exit, else 0.
+    pub const fn value(self) -> u32 {
+        self.code().1
+    }
+
     const fn code(self) -> (u8, u32) {
         match self {
             ExitReason::Quit => (0, 0),

@@ -122,8 +122,10 @@ impl Header {
         let cut = |_| Problem::CutHeader;
         c.array::<4>().map_err(cut)?;
         let found = c.u32().map_err(cut)?;
-        if found != VERSION {
-            return Err(Problem::Version { found });
+        match found {
+            VERSION => {}
+            1..VERSION => return Err(Problem::OldVersion { found }),
+            _ => return Err(Problem::Version { found }),
         }
         let (len, crc) = (c.u32().map_err(cut)?, c.u32().map_err(cut)?);
         if len > MAX_HEADER {
@@ -219,7 +221,13 @@ mod tests {
         bytes[4..8].copy_from_slice(&9u32.to_le_bytes());
         let e = parse(&bytes).unwrap_err();
         assert_eq!(e, Problem::Version { found: 9 });
-        assert!(e.to_string().contains("version 9") && e.to_string().contains("version 1"));
+        assert!(e.to_string().contains("version 9") && e.to_string().contains("version 2"));
+        bytes[4..8].copy_from_slice(&1u32.to_le_bytes());
+        let e = parse(&bytes).unwrap_err();
+        assert_eq!(e, Problem::OldVersion { found: 1 });
+        assert!(
+            e.to_string().starts_with("was written by an older version") && !e.to_string().contains('\n')
+        );
     }
 
     #[test]

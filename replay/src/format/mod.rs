@@ -2,7 +2,7 @@
 //!
 //! `varint` numbers | `header` what stands first | `machine` the machine description | `chunk` framing, checksum
 //! and compression | `record` one input, delta-coded | `describe` as a line of text | `end` how a run ended |
-//! `writer` | `reader` | `stats` counts by kind.
+//! `writer` | `reader` | `stats` counts by kind | `pack` the same in fewer bytes.
 //!
 //! The reader is fed hostile files: no length is trusted, every allocation has a bound from this file, nothing panics.
 
@@ -11,6 +11,7 @@ pub mod describe;
 pub mod end;
 pub mod header;
 pub mod machine;
+pub mod pack;
 pub mod reader;
 pub mod record;
 pub mod stats;
@@ -22,15 +23,15 @@ use thiserror::Error;
 /// First bytes of every trace.
 pub const MAGIC: [u8; 4] = *b"RVT\x1a";
 /// The only version this build reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes before the header's body: magic, version, body length, body checksum.
 pub const PREAMBLE: u64 = 16;
 /// Largest header body: two strings of at most 64 KiB and a few small fields.
 pub const MAX_HEADER: u32 = 256 << 10;
 /// Longest string in a header (command line, kernel name).
 pub const MAX_STRING: usize = 64 << 10;
-/// Bytes of an image in one chunk.
-pub const IMAGE_PIECE: usize = 1 << 20;
+/// Most bytes of an image in one chunk.
+pub const MAX_IMAGE_PIECE: usize = 16 << 20;
 /// Most bytes of all images together.
 pub const MAX_IMAGES: u64 = 1 << 30;
 /// Largest uncompressed frame of records.
@@ -51,6 +52,11 @@ pub enum Problem {
         "is not a Retrovisor trace (it does not begin with \"RVT\"): give a file written by `run --record`"
     )]
     NotATrace,
+    #[error(
+        "was written by an older version of Retrovisor (trace format version {found}, this build reads version \
+         {VERSION}): use the retrovisor that wrote it, or record again"
+    )]
+    OldVersion { found: u32 },
     #[error(
         "has trace format version {found}, this build reads version {VERSION}: use the retrovisor that wrote it"
     )]

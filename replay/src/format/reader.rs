@@ -209,6 +209,19 @@ impl Trace {
         stored_bytes(&self.frames)
     }
 
+    /// Bytes that images take uncompressed.
+    pub fn image_raw_bytes(&self) -> u64 {
+        raw_bytes(&self.images)
+    }
+    /// Bytes that records take uncompressed.
+    pub fn frame_raw_bytes(&self) -> u64 {
+        raw_bytes(&self.frames)
+    }
+    /// Does the trace have a seek index?
+    pub fn indexed(&self) -> bool {
+        !self.index.is_empty()
+    }
+
     /// Does the trace hold all pieces of its images, so that it can be replayed?
     pub fn has_images(&self) -> bool {
         let need = |n: usize| self.header.images.get(n).map_or(0, |i| i.size);
@@ -276,6 +289,11 @@ impl Trace {
             Ok(frame) => Ok(Some(frame)),
             Err(why) => Err(self.damaged(place.at, why)),
         }
+    }
+
+    /// Bytes of frame `n` uncompressed.
+    pub(crate) fn frame_raw(&self, n: usize) -> usize {
+        self.frames.get(n).map_or(0, |p| p.head.raw as usize)
     }
 
     /// The error for frame `n` not beginning where the one before ended.
@@ -434,6 +452,10 @@ fn stored_bytes(places: &[Place]) -> u64 {
     places.iter().map(|p| HEAD + u64::from(p.head.stored)).sum()
 }
 
+fn raw_bytes(places: &[Place]) -> u64 {
+    places.iter().map(|p| u64::from(p.head.raw)).sum()
+}
+
 /// Reads a point `(icount difference, time difference)` after `from`.
 fn get_after(c: &mut Cursor<'_>, from: When) -> Result<When, Malformed> {
     let icount = from.icount.0.checked_add(c.number()?).ok_or("a point is out of range")?;
@@ -444,7 +466,8 @@ fn get_after(c: &mut Cursor<'_>, from: When) -> Result<When, Malformed> {
     Ok(When { icount: Icount(icount), time: GuestTime(time) })
 }
 
-fn parse_frame(raw: &[u8], machine: &MachineConfig) -> Result<Frame, Malformed> {
+/// Decodes a frame's payload.
+pub(crate) fn parse_frame(raw: &[u8], machine: &MachineConfig) -> Result<Frame, Malformed> {
     let mut c = Cursor::new(raw);
     let start = get_point(&mut c)?;
     let end = get_after(&mut c, start)?;

@@ -5,16 +5,47 @@ use super::end::EndRecord;
 use super::header::{Header, present, total_size};
 use super::record::{Predictor, Record};
 use super::varint::{put, put_signed};
-use super::{IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
+use super::{MAX_IMAGE_PIECE, MAX_IMAGES, MAX_STRING};
 use retrovisor_core::input::When;
 use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use std::io::{self, Write};
 
-/// Compression of images: most are compressed already.
-const IMAGE_LEVEL: i32 = 1;
-/// Compression of records.
-const FRAME_LEVEL: i32 = 9;
+/// How hard to compress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effort {
+    /// As little as does not hold up a run.
+    Live,
+    /// As much as there is.
+    Most,
+}
+
+impl Effort {
+    /// Level for images: most are compressed already.
+    const fn images(self) -> i32 {
+        match self {
+            Effort::Live => 1,
+            Effort::Most => chunk::BEST,
+        }
+    }
+
+    /// Level for records.
+    const fn records(self) -> i32 {
+        match self {
+            Effort::Live => 9,
+            Effort::Most => chunk::BEST,
+        }
+    }
+
+    /// Bytes of an image in one chunk.
+    const fn piece(self) -> usize {
+        match self {
+            Effort::Live => 1 << 20,
+            Effort::Most => MAX_IMAGE_PIECE,
+        }
+    }
+}
+
 /// Pending bytes at which a frame is written.
 pub const FRAME_FULL: usize = 64 << 10;
 
@@ -27,42 +58,28 @@ pub struct IndexEntry {
     pub at: u64,
 }
 
-/// Writes a trace to `W`.
-pub struct TraceWriter {
-    out: Box<dyn Write + Send>,
+/// Encodes records into frames.
+pub struct Frames {
     machine: MachineConfig,
-    /// Bytes written.
-    at: u64,
-    index: Vec<IndexEntry>,
     /// Where the frame being filled starts.
     start: When,
     predictor: Predictor,
     pending: Vec<u8>,
 }
 
-impl TraceWriter {
-    /// Writes the header and the images.
-    pub fn new(mut out: Box<dyn Write + Send>, machine: &MachineConfig, images: &Images) -> io::Result<Self> {
-        let header = Header::of(machine, images);
-        check_limits(&header)?;
-        let bytes = header.to_bytes();
-        out.write_all(&bytes)?;
-        let mut at = bytes.len() as u64;
-        for (n, (_, bytes)) in present(images).into_iter().enumerate() {
-            if header.stored_as(n) != n {
-                continue;
-            }
-            for piece in bytes.chunks(IMAGE_PIECE) {
-                let mut raw = Vec::with_capacity(piece.len() + 1);
-                raw.push(n as u8);
-                raw.extend_from_slice(piece);
-                at += chunk::write(&mut out, Kind::Image, IMAGE_LEVEL, &raw)?;
-            }
-        }
-        let start = When::default();
+/// A complete frame.
+pub struct EncodedFrame {
+    pub start: When,
+    pub end: When,
+    /// The payload, uncompressed.
+    pub raw: Vec<u8>,
+}
+
+impl Frames {
+    /// Frames from `start` on.
+    pub fn new(machine: &MachineConfig, start: When) -> Self {
         let predictor = Predictor::new(start, machine);
-        let machine = machine.clone();
-        Ok(Self { out, machine, at, index: Vec::new(), start, predictor, pending: Vec::new() })
+        Self { machine: machine.clone(), start, predictor, pending: Vec::new() }
     }
 
     /// Adds a record. False, and nothing is added, if its point lies before the last one.
@@ -75,9 +92,69 @@ impl TraceWriter {
         true
     }
 
-    /// Bytes of records not yet written.
+    /// Bytes of records in the frame being filled.
     pub fn pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Where the frame being filled starts.
+    pub fn start(&self) -> When {
+        self.start
+    }
+
+    /// Ends the frame at `now`, an instruction boundary, up to which it is complete.
+    pub fn end(&mut self, now: When) -> EncodedFrame {
+        let mut raw = Vec::with_capacity(self.pending.len() + 32);
+        put(&mut raw, self.start.icount.0);
+        put(&mut raw, self.start.time.0);
+        put(&mut raw, now.icount - self.start.icount);
+        put_signed(&mut raw, (now.time - self.start.time) as i64);
+        raw.append(&mut self.pending);
+        self.predictor = Predictor::new(now, &self.machine);
+        EncodedFrame { start: std::mem::replace(&mut self.start, now), end: now, raw }
+    }
+}
+
+/// Writes a trace to `W`.
+pub struct TraceWriter {
+    out: Box<dyn Write + Send>,
+    effort: Effort,
+    /// Bytes written.
+    at: u64,
+    index: Vec<IndexEntry>,
+}
+
+impl TraceWriter {
+    /// Writes the header and the images.
+    pub fn new(out: Box<dyn Write + Send>, machine: &MachineConfig, images: &Images) -> io::Result<Self> {
+        Self::with_header(out, &Header::of(machine, images), images, Effort::Live)
+    }
+
+    /// Writes `header` and the images it lists.
+    pub fn with_header(
+        mut out: Box<dyn Write + Send>,
+        header: &Header,
+        images: &Images,
+        effort: Effort,
+    ) -> io::Result<Self> {
+        check_limits(header)?;
+        let bytes = header.to_bytes();
+        out.write_all(&bytes)?;
+        let mut at = bytes.len() as u64;
+        let present = present(images);
+        for (n, info) in header.images.iter().enumerate() {
+            let bytes = present.iter().find(|(role, _)| *role == info.role).map_or(&[][..], |i| i.1);
+            if header.stored_as(n) != n {
+                continue;
+            }
+            for piece in bytes.chunks(effort.piece()) {
+                let mut raw = Vec::with_capacity(piece.len() + 1);
+                raw.push(n as u8);
+                raw.extend_from_slice(piece);
+                at += chunk::write(&mut out, Kind::Image, effort.images(), &raw)?;
+            }
+        }
+        Ok(Self { out, effort, at, index: Vec::new() })
     }
 
     /// Bytes written so far.
@@ -85,28 +162,19 @@ impl TraceWriter {
         self.at
     }
 
-    /// Writes the pending records as a frame that is complete up to `now`, an instruction boundary.
-    pub fn flush(&mut self, now: When) -> io::Result<()> {
-        let mut raw = Vec::with_capacity(self.pending.len() + 32);
-        put(&mut raw, self.start.icount.0);
-        put(&mut raw, self.start.time.0);
-        put(&mut raw, now.icount - self.start.icount);
-        put_signed(&mut raw, (now.time - self.start.time) as i64);
-        raw.append(&mut self.pending);
-        let entry = IndexEntry { start: self.start, at: self.at };
-        self.at += chunk::write(&mut self.out, Kind::Frame, FRAME_LEVEL, &raw)?;
+    /// Writes a frame.
+    pub fn frame(&mut self, frame: &EncodedFrame) -> io::Result<()> {
+        let entry = IndexEntry { start: frame.start, at: self.at };
+        self.at += chunk::write(&mut self.out, Kind::Frame, self.effort.records(), &frame.raw)?;
         self.index.push(entry);
-        self.start = now;
-        self.predictor = Predictor::new(now, &self.machine);
         Ok(())
     }
 
-    /// Writes what is pending, the end record, the index and the trailer.
+    /// Writes the end record, the index and the trailer; the last frame ended at the end's point.
     pub fn finish(&mut self, end: &EndRecord) -> io::Result<()> {
-        self.flush(end.when)?;
         let mut raw = Vec::new();
         end.put(&mut raw);
-        self.at += chunk::write(&mut self.out, Kind::End, FRAME_LEVEL, &raw)?;
+        self.at += chunk::write(&mut self.out, Kind::End, self.effort.records(), &raw)?;
         let index_at = self.at;
         let most = Kind::Index.max_raw() / 30;
         // A very long recording gets a sparser index, never a larger one.
@@ -119,8 +187,9 @@ impl TraceWriter {
             put(&mut raw, entry.at - last.at);
             last = *entry;
         }
-        self.at += chunk::write(&mut self.out, Kind::Index, FRAME_LEVEL, &raw)?;
-        self.at += chunk::write(&mut self.out, Kind::Trailer, FRAME_LEVEL, &index_at.to_le_bytes())?;
+        self.at += chunk::write(&mut self.out, Kind::Index, self.effort.records(), &raw)?;
+        self.at +=
+            chunk::write(&mut self.out, Kind::Trailer, self.effort.records(), &index_at.to_le_bytes())?;
         self.out.flush()
     }
 }

@@ -83,6 +83,10 @@ impl<P: InputPort> InputPort for Leader<P> {
         self.inner.set_deadline(deadline)
     }
 
+    fn resume(&mut self, now: When) {
+        self.inner.resume(now)
+    }
+
     fn inject(&mut self, now: When, event: &InputEvent) {
         self.log.lock().events.push_back((now, event.clone()));
         self.inner.inject(now, event);

@@ -167,7 +167,7 @@ pub fn replay(
     power_off: Option<u64>,
     fault: Option<(u64, Fault)>,
 ) -> Replayed {
-    let player = Player::new(Arc::clone(trace), Mailbox::new());
+    let player = Player::new(trace.clone(), Mailbox::new());
     let monitor = player.monitor();
     let output = Box::new(player.output(NullSink));
     let mut vm = Fake::new(trace.config(), Box::new(player), output);

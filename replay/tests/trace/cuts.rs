@@ -52,3 +52,31 @@ fn test_damaged_byte_ends_the_trace_before_its_chunk() {
     let r = replay(&trace, 64, None, None);
     assert_eq!((r.exit, r.monitor.divergence(), r.vm.when()), (VmExit::InputEnded, None, cut.when));
 }
+
+/// What a power loss can leave: blocks that never reached the disk read as zeros, or as something older, also in front
+/// of blocks that did.
+#[test]
+fn test_trace_with_lost_blocks_replays_up_to_the_first_of_them() {
+    const BLOCK: usize = 512;
+    let recorded = record(12, ClockKind::Virtual, 12_000, false);
+    let whole = Trace::from_bytes("t", recorded.bytes.clone()).unwrap();
+    let first = recorded.bytes.len() - whole.frame_bytes() as usize;
+    let mut points = std::collections::BTreeSet::new();
+    for lost in first.div_ceil(BLOCK)..recorded.bytes.len() / BLOCK {
+        for fill in [0, 0xa5] {
+            let mut bytes = recorded.bytes.clone();
+            bytes[lost * BLOCK..][..BLOCK].fill(fill);
+            let trace = Trace::from_bytes("t", bytes).unwrap();
+            let Ending::Cut(cut) = trace.ending() else {
+                assert_eq!(trace.ending().when(), recorded.end.0, "only index and trailer are lost");
+                continue;
+            };
+            assert!(cut.at <= ((lost + 1) * BLOCK) as u64 && cut.damage.is_some(), "{lost}: {cut}");
+            points.insert(cut.when.icount);
+            let r = replay(&trace, 64, None, None);
+            assert_eq!((r.exit, r.monitor.divergence()), (VmExit::InputEnded, None), "{lost}");
+            assert_eq!(r.vm.when(), cut.when, "{lost}");
+        }
+    }
+    assert!(points.len() > 3, "the losses fell into several frames: {points:?}");
+}

@@ -65,10 +65,9 @@ fn test_poked_replay_compares_no_hashes() {
     use crate::fake::Fake;
     use retrovisor_core::{input::InputEvent, output::NullSink};
     use retrovisor_replay::{Mailbox, Player};
-    use std::sync::Arc;
     let recorded = record(6, ClockKind::Virtual, 5000, false);
     let trace = Trace::from_bytes("t", recorded.bytes).unwrap();
-    let player = Player::new(Arc::clone(&trace), Mailbox::new());
+    let player = Player::new(trace.clone(), Mailbox::new());
     let monitor = player.monitor();
     let output = Box::new(player.output(NullSink));
     let mut vm = Fake::new(trace.config(), Box::new(player), output);

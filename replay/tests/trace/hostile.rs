@@ -4,7 +4,9 @@
 use crate::chaos::{record, replay};
 use crate::fake::mix;
 use retrovisor_core::clock::ClockKind;
-use retrovisor_replay::{Problem, Trace};
+use retrovisor_replay::format::pack::pack;
+use retrovisor_replay::record::MemoryFile;
+use retrovisor_replay::{Problem, Stats, Trace};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,6 +44,13 @@ fn exercise(bytes: Vec<u8>) {
     };
     let _ = trace.ending().when();
     let _ = trace.machine();
+    let _ = Stats::of(&trace);
+    let packed = MemoryFile::default();
+    if let Err(e) = pack(&trace, Box::new(packed.clone()), "packed") {
+        assert!(!e.to_string().contains('\n'), "{e}");
+    } else {
+        assert!(Trace::from_bytes("packed", packed.bytes()).is_ok());
+    }
     for record in trace.records() {
         let Ok(record) = record else { break };
         assert!(!record.to_string().contains('\n'));
@@ -227,6 +236,8 @@ fn test_not_a_trace_is_refused_by_what_it_is() {
     assert_eq!(problem(b""), Problem::Empty);
     assert_eq!(problem(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\0"), Problem::NotATrace);
     let mut bytes = record(7, ClockKind::Virtual, 100, false).bytes;
-    bytes[4] = 2;
-    assert_eq!(problem(&bytes), Problem::Version { found: 2 });
+    for (found, expected) in [(1, Problem::OldVersion { found: 1 }), (3, Problem::Version { found: 3 })] {
+        bytes[4] = found;
+        assert_eq!(problem(&bytes), expected);
+    }
 }

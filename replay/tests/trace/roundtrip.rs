@@ -91,3 +91,69 @@ fn test_virtual_trace_without_input_is_tiny() {
     let budget = 100 * 28 + randoms * 11 + 400;
     assert!(trace.size() < budget, "{} bytes for {randoms} random numbers, expected {budget}", trace.size());
 }
+
+/// Everything a reader can tell about a trace but where in the file it stands.
+fn contents(
+    bytes: Vec<u8>,
+) -> (retrovisor_replay::format::header::Header, Vec<retrovisor_replay::Record>, Ending) {
+    let trace = Trace::from_bytes("t", bytes).unwrap();
+    let records = trace.records().collect::<Result<_, _>>().unwrap();
+    let ending = match trace.ending().clone() {
+        Ending::Cut(cut) => Ending::Cut(retrovisor_replay::Cut { at: 0, ..cut }),
+        complete => complete,
+    };
+    (trace.header().clone(), records, ending)
+}
+
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let trace = Trace::from_bytes("t", bytes.to_vec()).unwrap();
+    let file = retrovisor_replay::record::MemoryFile::default();
+    let size = retrovisor_replay::format::pack::pack(&trace, Box::new(file.clone()), "packed").unwrap();
+    assert_eq!(size, file.bytes().len() as u64);
+    file.bytes()
+}
+
+#[test]
+fn test_packing_keeps_every_record_and_the_replay() {
+    for clock in CLOCKS {
+        for seed in 0..40 {
+            let recorded = record(seed, clock, 20_000 + seed * 100, false);
+            let (before, after) = (recorded.bytes.clone(), packed(&recorded.bytes));
+            assert_eq!(contents(after.clone()), contents(before.clone()), "seed {seed} {clock:?}");
+            assert!(after.len() < before.len(), "seed {seed}: {} to {} bytes", before.len(), after.len());
+            let trace = Trace::from_bytes("t", after.clone()).unwrap();
+            let r = replay(&trace, 100, None, None);
+            assert_eq!((r.exit, r.monitor.divergence()), (VmExit::InputEnded, None), "seed {seed} {clock:?}");
+            assert_eq!((r.vm.when(), r.vm.state), recorded.end, "seed {seed} {clock:?}");
+            assert_eq!(r.monitor.hashes(), recorded.hashes);
+            assert_eq!(packed(&after), after, "packing again changes nothing");
+        }
+    }
+}
+
+#[test]
+fn test_packed_trace_has_few_frames_and_an_index() {
+    let recorded = record(2, ClockKind::Host, 1_500_000, false);
+    let before = Trace::from_bytes("t", recorded.bytes.clone()).unwrap();
+    let after = Trace::from_bytes("t", packed(&recorded.bytes)).unwrap();
+    let full = before.frame_raw_bytes().div_ceil(retrovisor_replay::format::MAX_FRAME as u64) as usize;
+    assert!(before.frames() > 10 * after.frames(), "{} to {} frames", before.frames(), after.frames());
+    assert!((2..=full + 1).contains(&after.frames()), "{} frames for {full} full ones", after.frames());
+    assert!(after.indexed());
+    assert_eq!(contents(packed(&recorded.bytes)), contents(recorded.bytes));
+}
+
+#[test]
+fn test_packing_a_cut_trace_keeps_the_cut() {
+    let recorded = record(9, ClockKind::Host, 12_000, false);
+    for n in (0..recorded.bytes.len()).step_by(37) {
+        let Ok(trace) = Trace::from_bytes("t", recorded.bytes[..n].to_vec()) else { continue };
+        if !trace.has_images() {
+            let file = Box::new(retrovisor_replay::record::MemoryFile::default());
+            assert!(retrovisor_replay::format::pack::pack(&trace, file, "packed").is_err());
+            continue;
+        }
+        let before = recorded.bytes[..n].to_vec();
+        assert_eq!(contents(packed(&before)), contents(before), "{n}");
+    }
+}

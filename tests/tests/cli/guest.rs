@@ -1,4 +1,5 @@
 //! Tiny guests for the program's tests, and a recording of one.
+#![allow(dead_code)] // not every test file needs all of them
 
 use iced_x86::code_asm::*;
 use retrovisor_core::devices::{acpi_pm, pci};

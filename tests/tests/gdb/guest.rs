@@ -103,15 +103,20 @@ pub fn program() -> Result<Program, IcedError> {
     })
 }
 
-/// A machine about to run the program.
-pub fn machine(program: &Program, input: Box<dyn InputPort>) -> Vm {
-    let config = MachineConfig {
+/// The machine's description.
+pub fn config() -> MachineConfig {
+    MachineConfig {
         memory: 32 << 20,
         clock: ClockKind::Virtual,
         no_reboot: true,
         debug_exit: Some((0xf4, 4)),
         ..Default::default()
-    };
+    }
+}
+
+/// A machine about to run the program.
+pub fn machine(program: &Program, input: Box<dyn InputPort>) -> Vm {
+    let config = config();
     let images = Images { kernel: Some(multiboot(&program.code)), ..Default::default() };
     let mut vm = Vm::new(config, images, input, Box::new(NullSink)).expect("the image loads");
     enter_long_mode(&mut vm);

@@ -1,10 +1,12 @@
 //! Runs real gdb against a session.
 
-use crate::guest::{Program, machine, program};
+use crate::guest::{Program, config, machine, program};
 use retrovisor_core::clock::ClockKind;
+use retrovisor_core::engine::Engine;
+use retrovisor_core::output::NullSink;
 use retrovisor_debug::gdb::{GdbAddress, GdbServer, Running};
 use retrovisor_debug::{Options, Session};
-use retrovisor_replay::{IdlePolicy, Live, Mailbox};
+use retrovisor_replay::{IdlePolicy, Live, Machine, Mailbox, Recording, Timeline};
 use std::io::{PipeReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -27,6 +29,24 @@ impl Bench {
         let mailbox = Mailbox::new();
         let input = Live::new(Arc::clone(&mailbox), ClockKind::Virtual, IdlePolicy::RealTime);
         let vm = machine(&program, Box::new(input));
+        Self::with(program, vm, mailbox, freeze)
+    }
+
+    /// Frozen before its first instruction, on this engine, with a history.
+    pub fn travelling(engine: Engine) -> Self {
+        let program = program().expect("the guest assembles");
+        let mailbox = Mailbox::new();
+        let input = Live::new(Arc::clone(&mailbox), ClockKind::Virtual, IdlePolicy::RealTime);
+        let recording = Recording::unwritten(&config());
+        let mut vm = machine(&program, Box::new(recording.port(input)));
+        vm.sys.output = Box::new(recording.output(NullSink));
+        vm.engine = engine;
+        let inbox = Arc::clone(&mailbox);
+        let vm = Machine::from(vm).with_timeline(|vm| Timeline::live(vm, recording, inbox, 64 << 20));
+        Self::with(program, vm, mailbox, true)
+    }
+
+    fn with(program: Program, vm: impl Into<Machine>, mailbox: Arc<Mailbox>, freeze: bool) -> Self {
         let options = Options { freeze, ..Options::default() };
         let session = Session::spawn(vm, move || mailbox.interrupt(), options).expect("the session starts");
         let address: GdbAddress = ":0".parse().expect("an address");

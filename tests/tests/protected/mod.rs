@@ -99,6 +99,7 @@ impl Machine {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            observer: retrovisor_core::engine::hooks::Observer::default(),
         };
         let mut cpu = Vcpu::new(0, model);
         cpu.seg[Seg::Cs as usize] = Segment::real(0x1000);

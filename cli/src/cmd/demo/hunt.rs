@@ -60,7 +60,7 @@ pub fn writes_to(
     until: Icount,
 ) -> Result<Vec<Write>> {
     let watch = Watch { addr: WatchAddr::Physical(gpa), len, kind: WatchKind::Write };
-    vm.sys.mmu.set_watches(&mut vm.sys.mem, &[watch]);
+    vm.hooks.watches = vec![watch];
     let mut writes = Vec::new();
     let mut old = word(vm, gpa, len);
     loop {
@@ -74,7 +74,7 @@ pub fn writes_to(
             other => bail!("the replay ended early: {other:?} at instruction {}", vm.when().icount),
         }
     }
-    vm.sys.mmu.set_watches(&mut vm.sys.mem, &[]);
+    vm.hooks.watches.clear();
     Ok(writes)
 }
 

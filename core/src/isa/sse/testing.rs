@@ -4,6 +4,7 @@
 
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
+use crate::engine::hooks::Observer;
 use crate::exception::Exception;
 use crate::input::NoInput;
 use crate::machine::board::Board;
@@ -49,6 +50,7 @@ impl Machine {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            observer: Observer::default(),
         };
         Self { cpu, sys }
     }

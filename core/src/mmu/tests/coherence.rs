@@ -1,7 +1,7 @@
 //! The TLB and the shadow tables never show anything but what guest memory says now.
 
 use super::*;
-use crate::mem::page;
+use crate::mem::{Written, page};
 use crate::mmu::asid::ASIDS;
 use crate::mmu::shadow::MAX_NODES;
 
@@ -396,19 +396,19 @@ fn take_dirty_reports_each_page_once_per_epoch() {
     let mut r = Rig::new(Format::Long);
     let pt = r.map(0x40_0000, 0x20_0000 | P | W);
     r.write(0x40_0000, 1u8).unwrap();
-    r.sys.mem.take_dirty();
+    r.sys.mem.take_dirty(Written::ToHash);
     r.write(0x40_0008, 1u8).unwrap();
-    assert_eq!(r.sys.mem.take_dirty(), [0x200]);
+    assert_eq!(r.sys.mem.take_dirty(Written::ToHash), [0x200]);
     r.read::<u8>(0x40_0008).unwrap();
-    assert!(r.sys.mem.take_dirty().is_empty());
+    assert!(r.sys.mem.take_dirty(Written::ToHash).is_empty());
     for _ in 0..3 {
         r.write(0x40_0010, 1u8).unwrap();
     }
     // The walk's own writes count too.
     r.poke(pt, 0x20_0000 | P | W);
-    r.sys.mem.take_dirty();
+    r.sys.mem.take_dirty(Written::ToHash);
     r.read::<u8>(0x40_0000).unwrap();
-    assert_eq!(r.sys.mem.take_dirty(), [(pt >> 12) as usize]);
+    assert_eq!(r.sys.mem.take_dirty(Written::ToHash), [(pt >> 12) as usize]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod watch;
 use crate::addr::Gpa;
 use crate::clock::{Clock, ClockKind};
 use crate::ctx::{Ctx, System};
+use crate::engine::hooks::Observer;
 use crate::exception::Exception;
 use crate::input::NoInput;
 use crate::machine::board::Board;
@@ -58,6 +59,7 @@ impl Rig {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            observer: Observer::default(),
         };
         let mut rig = Self { cpu: Vcpu::new(0, CpuModel::default()), sys, next: ROOT + 0x1000 };
         rig.set_format(format);

@@ -4,7 +4,7 @@
 use super::*;
 use crate::addr::Gva;
 use crate::engine::hooks::{Watch, WatchAddr, WatchKind};
-use crate::mem::page;
+use crate::mem::{Written, page};
 use crate::mmu::View;
 use crate::vcpu::flags::bit;
 
@@ -171,7 +171,7 @@ fn apply(r: &mut Rig, op: Op) -> Result<u128, Exception> {
         Op::Vcpu(i) => r.cpu.index = i,
         Op::Format(f) => r.set_format(f),
         Op::Watch(w) => r.sys.mmu.set_watches(&mut r.sys.mem, w.as_slice()),
-        Op::TakeDirty => drop(r.sys.mem.take_dirty()),
+        Op::TakeDirty => drop(r.sys.mem.take_dirty(Written::ToHash)),
         Op::Flag(p) => match r.sys.mem.flags[p] & page::CODE {
             0 => r.sys.mem.mark_code(p, 0, 0x800),
             _ => r.sys.mem.unmark_code(p),

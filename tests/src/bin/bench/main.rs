@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: the guest benchmark natively, under retrovisor and under QEMU's TCG; boot times; how cost grows;
-//! and the interpreter's raw speed. docs/performance.md says how to read it.
+//! how fast going backwards is; and the interpreter's raw speed. docs/performance.md says how to read it.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -7,6 +7,7 @@ mod boot;
 mod clock;
 mod grow;
 mod guest;
+mod history;
 mod mips;
 mod options;
 mod peers;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             What::Suite => suite::suite(&options),
             What::Boot => boot::boot(&options),
             What::Grow => grow::grow(&options),
+            What::History => history::history(&options),
             What::Mips => {
                 mips::mips();
                 Ok(true)

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub const USAGE: &str = "\
-cargo xtask bench [suite] [boot] [grow] [mips] [OPTIONS]    (nothing named: suite and boot)
+cargo xtask bench [suite] [boot] [grow] [history] [mips] [OPTIONS]    (nothing named: suite and boot)
 
   suite  the guest benchmark as init of Debian's cloud kernel under each peer, against the same program run natively
   boot   Debian's kernels to their init under each peer
   grow   how cost grows: guest memory 128 MiB to 8 GiB, 2 to 200 processes, 100 KB to 60 MB of code
+  history  a boot and a session of 10 billion instructions: what keeping their history costs, and how fast it is to go back
   mips   compute loops on the interpreter: guest instructions a second
 
   --only NAME,..     these programs and groups (integer control double sse2 x87 copy rep smc os; `list` lists them)
@@ -20,6 +21,7 @@ cargo xtask bench [suite] [boot] [grow] [mips] [OPTIONS]    (nothing named: suit
   --reps N           repetitions; medians are shown                                   [default: 3]
   --jit-opt OPTION   handed to retrovisor as it is; may be given several times
   --retrovisor FILE  measure this binary                              [default: target/release/retrovisor]
+  --history MIB      memory for the history                                           [default: 512]
   --cpu-time         CPU time instead of wall time: for a machine that has other things to do
   --append STRING    more for the guest kernel's command line
   --timeout SECONDS  of one run under one peer                                        [default: 1800]
@@ -31,6 +33,7 @@ pub enum What {
     Suite,
     Boot,
     Grow,
+    History,
     Mips,
 }
 
@@ -48,6 +51,8 @@ pub struct Options {
     pub retrovisor: PathBuf,
     pub append: String,
     pub cpu_time: bool,
+    /// MiB.
+    pub history: u64,
     pub timeout: Duration,
 }
 
@@ -66,6 +71,7 @@ impl Options {
             retrovisor: Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/retrovisor"),
             append: String::new(),
             cpu_time: false,
+            history: 512,
             timeout: Duration::from_secs(1800),
         };
         while let Some(arg) = args.next() {
@@ -75,6 +81,7 @@ impl Options {
                 "suite" => o.what.push(What::Suite),
                 "boot" => o.what.push(What::Boot),
                 "grow" => o.what.push(What::Grow),
+                "history" => o.what.push(What::History),
                 "mips" => o.what.push(What::Mips),
                 "list" => {
                     o.what.push(What::Suite);
@@ -87,6 +94,7 @@ impl Options {
                 "--reps" => o.reps = number(&value()?)? as usize,
                 "--jit-opt" => o.jit_opts.push(value()?),
                 "--retrovisor" => o.retrovisor = value()?.into(),
+                "--history" => o.history = number(&value()?)?,
                 "--cpu-time" => o.cpu_time = true,
                 "--append" => o.append = value()?,
                 "--timeout" => o.timeout = Duration::from_secs(number(&value()?)?),
