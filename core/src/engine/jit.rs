@@ -121,6 +121,9 @@ impl Vm {
         if let Some(m) = t.stack.get().adapt.take() {
             t.adapt(m, &mut ctx.sys.mem);
         }
+        if let Some(key) = t.stack.get().sampled.take() {
+            t.sample(&key, &mut ctx.sys.mem);
+        }
         match left {
             Left::Fault(e) => Turn::Leave(Leave::Fault(e)),
             Left::TripleFault => Turn::Leave(Leave::TripleFault),

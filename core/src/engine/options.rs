@@ -76,6 +76,12 @@ switches! {
     rep: "rep",
     /// Translated code that keeps missing is translated again to call out.
     adapt: "adapt",
+    /// Blocks are translated for speed when they were found running often; off: at once.
+    sample: "sample",
+    /// Of blocks translated for speed, those that branch back to their start are loops of host code.
+    loops: "loops",
+    /// And their lookups try the page they found last first.
+    remember: "remember",
 }
 
 impl FromStr for JitOptions {

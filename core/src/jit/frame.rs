@@ -16,6 +16,7 @@ use crate::isa::sse::native::mxcsr;
 use crate::mmu::tlb::FETCH;
 use crate::translate::mode::ModeKey;
 use crate::translate::site::Misfit;
+use crate::translate::unit::Key;
 use crate::vcpu::{Seg, Vcpu, cr0, cr4};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
@@ -80,6 +81,18 @@ pub struct Frame {
     pub host_rsp: u64,
     /// The helper slow paths call.
     pub helper: u64,
+    /// The budget in the first iteration of a loop.
+    pub first: i64,
+    /// For a moment's use.
+    pub scratch: [u64; 4],
+    /// The stub `remember`.
+    pub remember: u64,
+    /// What remembered pages must be stamped with to be used, see [`stamp`].
+    pub stamp: u64,
+    /// The same while `sse`, else [`NO_STAMP`].
+    pub stamp_sse: u64,
+    /// What translated code remembers.
+    pub remembered: [Remembered; REMEMBERED],
     // Below: Rust only.
     /// The stub `dispatch`.
     pub dispatch: u64,
@@ -97,12 +110,43 @@ pub struct Frame {
     pub fault: Exception,
     /// The block in which something keeps missing, if one was found.
     pub adapt: Option<Misfit>,
+    /// The block the budget was used up in.
+    pub sampled: Option<Key>,
     /// The run in progress.
     pub run: *mut Run,
 }
 
 /// Windows a block may have open besides the one in R15.
 pub const WINDOWS: usize = 4;
+
+/// Pages a lookup found, which are neighbours in linear memory and in the slab; or (see `translate::hot`) what the
+/// pages of a block were remembered under.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Remembered {
+    /// Base of the first linear page, or the stamp.
+    pub tag: u64,
+    /// Offsets from there below this may be accessed; 0: no pages.
+    pub limit: u64,
+    /// Host address of the first page.
+    pub host: u64,
+    /// How often others may still be found before somebody asks whether this is worth it.
+    pub left: i32,
+    /// A page less the size of the access.
+    pub room: u32,
+}
+
+/// Pages remembered at most, by all blocks together.
+pub const REMEMBERED: usize = 4096;
+
+/// Neither a stamp nor what a line that was never used holds in its place, with any bits of a view.
+const NO_STAMP: u64 = 1;
+
+/// Names what is remembered in one TLB array as long as nothing is revoked.
+pub const fn stamp(array: u32, epoch: u64) -> u64 {
+    const { assert!(crate::mmu::asid::ASIDS * crate::mmu::tlb::ARRAYS <= 1 << 10) };
+    (epoch + 1) << 10 | array as u64
+}
 
 macro_rules! offsets {
     ($t:ty: $($name:ident = $field:ident $(. $inner:ident)?;)*) => {
@@ -148,6 +192,12 @@ offsets! { i32:
     FLAGS = flags;
     HOST_RSP = host_rsp;
     HELPER = helper;
+    FIRST = first;
+    SCRATCH = scratch;
+    REMEMBER = remember;
+    STAMP = stamp;
+    STAMP_SSE = stamp_sse;
+    PAGES = remembered;
 }
 
 /// Where the guest's saved flags are, relative to the frame.
@@ -156,7 +206,8 @@ pub const FLAGS_BELOW: i8 = -8;
 /// Bytes of stack below the frame, for helpers: device models and recorders run on it.
 const STACK: usize = 2 << 20;
 const GUARD: usize = 4096;
-const TOTAL: usize = GUARD + STACK + 4096;
+const FRAME: usize = size_of::<Frame>().next_multiple_of(4096);
+const TOTAL: usize = GUARD + STACK + FRAME;
 
 /// A frame and the stack below it, with a guard page at its end.
 pub struct FrameStack {
@@ -169,7 +220,6 @@ unsafe impl Send for FrameStack {}
 impl FrameStack {
     /// A frame for code that calls `stubs`; the rest is set when it is entered.
     pub fn new(stubs: &Stubs) -> std::io::Result<Self> {
-        const { assert!(size_of::<Frame>() <= 4096) };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let p = unsafe {
@@ -181,9 +231,10 @@ impl FrameStack {
         // SAFETY: the first page of the mapping just made; nothing has been put there.
         unsafe { mprotect(p, GUARD, MprotectFlags::empty()) }?;
         let frame = this.get();
-        frame.adapt = None;
+        (frame.adapt, frame.sampled) = (None, None);
         (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
         (frame.enter_sse, frame.slow_x87) = (stubs.enter_sse, stubs.slow_x87);
+        frame.remember = stubs.remember;
         frame.helper = run::helper as *const () as u64;
         frame.host_mxcsr = super::thunk::HOST_MXCSR;
         Ok(this)
@@ -221,6 +272,8 @@ impl Frame {
     /// Takes over what generated code needs of a vCPU's derived state.
     pub fn refresh(&mut self, cpu: &Vcpu, sys: &System) {
         self.refresh_tlb(cpu, sys);
+        self.stamp = stamp(cpu.tlb.0, sys.mem.tlb.epoch());
+        self.stamp_sse = if self.sse == 0 { NO_STAMP } else { self.stamp };
         self.refresh_bases(cpu);
         self.refresh_sse(cpu);
         self.refresh_tsc(cpu, &sys.clock);

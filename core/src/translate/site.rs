@@ -8,7 +8,7 @@ use super::x87::{self, Note, X87At};
 use crate::ctx::{Ctx, asked};
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
-use crate::jit::frame::{Frame, sse_native};
+use crate::jit::frame::{Frame, sse_native, stamp};
 use crate::jit::x87_image::{at, native};
 use crate::vcpu::flags::bit::{self, ARITH};
 use crate::vcpu::{Activity, Shadow};
@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub enum FlagsAt {
     Saved,
     Recipe(Recipe),
+    /// In the first iteration of a loop saved, in later ones by the recipe.
+    Loop(Recipe),
 }
 
 /// What happens at a site.
@@ -53,6 +55,10 @@ pub struct Site {
     pub block: Key,
     /// How often the lookup missed for good.
     pub futile: Cell<u32>,
+    /// The line of the frame a lookup here uses, or the first line of the block.
+    pub line: Option<u32>,
+    /// icount when it was last asked whether that line is worth it.
+    pub since: Cell<u64>,
     /// What translated code did not note of the x87 instructions before.
     pub note: Note,
     pub x87: X87At,
@@ -76,9 +82,20 @@ pub enum Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Misfit {
     pub block: Key,
-    /// The first of the instructions the slow path interpreted, and whether there were more.
+    /// The first of the instructions the slow path interpreted.
     pub index: u32,
-    pub window: bool,
+    pub ill: Ill,
+}
+
+/// What is not worth its cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ill {
+    /// A lookup many instructions share; the lookup of one.
+    Window,
+    Lookup,
+    /// Remembering the page of a lookup; those of the whole block.
+    Page,
+    Pages,
 }
 
 /// Futile misses at a site before its block is translated again to do without the lookup.
@@ -92,8 +109,9 @@ pub const fn saved(flags: u64) -> u64 {
 /// Does what a site asks for.
 pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     let flags = match site.flags {
-        FlagsAt::Saved => frame.flags,
+        FlagsAt::Loop(r) if frame.budget != frame.first => r.flags(&ctx.cpu.gpr),
         FlagsAt::Recipe(r) => r.flags(&ctx.cpu.gpr),
+        FlagsAt::Saved | FlagsAt::Loop(_) => frame.flags,
     };
     ctx.cpu.flags.replace(ARITH, flags);
     ctx.cpu.rip = site.rip;
@@ -101,7 +119,11 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     ctx.sys.icount = icount;
     x87::apply(frame, ctx, site);
     match site.what {
-        What::Budget => Outcome::Leave,
+        What::Budget => {
+            judge(frame, site, icount, FORGET_RATE, Ill::Pages);
+            frame.sampled = Some(site.block);
+            Outcome::Leave
+        }
         What::Execute { count } => execute(frame, ctx, site, count, true),
         What::Finish { count } => execute(frame, ctx, site, count, false),
         What::X87 { rest } => {
@@ -150,7 +172,8 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         ctx.sys.limit = limit;
         astray = true;
     }
-    if site.lookup && ctx.sys.mmu.counters.fills == fills {
+    let judged = judge(frame, site, before, REFILL_RATE, Ill::Page);
+    if site.lookup && !judged && ctx.sys.mmu.counters.fills == fills {
         note_futile(frame, site, count);
     }
     if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || frame.adapt.is_some() {
@@ -164,11 +187,13 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         return Outcome::Leave;
     }
     frame.flags = saved(ctx.cpu.flags.0);
-    if resume && !astray && ctx.sys.mem.tlb.epoch() == frame.epoch {
+    // What a block remembers, and the windows it shares, hold for one TLB array.
+    let same = stamp(ctx.cpu.tlb.0, ctx.sys.mem.tlb.epoch()) == frame.stamp;
+    if resume && !astray && same && ctx.sys.mem.tlb.epoch() == frame.epoch {
         frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
-        // Of what generated code depends on, only instructions that end their block change more than EFLAGS.AC, FS
-        // and GS bases, and MXCSR.
-        frame.refresh_tlb(ctx.cpu, ctx.sys);
+        frame.first = frame.budget;
+        // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
+        // and MXCSR.
         frame.refresh_bases(ctx.cpu);
         frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
@@ -255,6 +280,28 @@ fn after_sti(ctx: &mut Ctx<'_>, limit: u64) -> Exec {
 fn note_futile(frame: &mut Frame, site: &Site, count: u32) {
     site.futile.set(site.futile.get() + 1);
     if site.futile.get() == PATIENCE {
-        frame.adapt = Some(Misfit { block: site.block, index: site.index, window: count > 1 });
+        let ill = if count > 1 { Ill::Window } else { Ill::Lookup };
+        frame.adapt = Some(Misfit { block: site.block, index: site.index, ill });
     }
+}
+
+/// How often remembered pages are replaced before it is asked whether it is worth it.
+pub const REPLACED: i32 = 1024;
+/// Instructions that must have been executed for each page replaced, and for each time all of a block are.
+const REFILL_RATE: u64 = 256;
+const FORGET_RATE: u64 = 20_000;
+
+/// Is remembering pages worth it? False: nobody asked.
+fn judge(frame: &mut Frame, site: &Site, icount: u64, rate: u64, ill: Ill) -> bool {
+    let Some(line) = site.line.and_then(|n| frame.remembered.get_mut(n as usize)) else { return false };
+    if line.left >= 0 {
+        return false;
+    }
+    line.left = REPLACED;
+    let since = site.since.replace(icount);
+    // A restored machine may be back in time.
+    if icount.wrapping_sub(since) < rate * REPLACED as u64 {
+        frame.adapt = Some(Misfit { block: site.block, index: site.index, ill });
+    }
+    true
 }

@@ -198,7 +198,9 @@ fn reachable(e: &Emitter<'_>, rip: u64) -> Result<(), Unsupported> {
 /// JMP to a constant.
 pub fn jmp(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     reachable(e, it.insn.imm)?;
-    e.jump_to(it.insn.imm);
+    if it.insn.imm != e.unit.key.rip || !e.loop_back(None) {
+        e.jump_to(it.insn.imm);
+    }
     Ok(())
 }
 
@@ -211,7 +213,9 @@ pub fn jcc(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     // Codes of conditions are in the opcode's low bits; iced-x86 numbers them in the same order, from `o` on.
     let cc = it.i.condition_code() as u8 - iced_x86::ConditionCode::o as u8;
     if it.end {
-        e.branch_to(cc, it.insn.imm);
+        if it.insn.imm != e.unit.key.rip || !e.loop_back(Some(cc)) {
+            e.branch_to(cc, it.insn.imm);
+        }
         e.jump_to(next);
     } else {
         e.side_exit(cc, it.insn.imm);

@@ -7,7 +7,7 @@ use super::identical::guest_register;
 use super::mode::ModeKey;
 use super::site::What;
 use super::unit::{ARITH as ICED_ARITH, Item, Unit};
-use crate::jit::frame::{CPU, FLAGS_BELOW, Frame, INTR, ITLB, TARGET, TLB, TSC, TSC_READY};
+use crate::jit::frame::{CPU, FLAGS_BELOW, Frame, INTR, ITLB, STAMP, STAMP_SSE, TARGET, TLB, TSC, TSC_READY};
 use crate::mmu::View;
 use crate::mmu::tlb::{ENTRIES, Entry};
 use crate::vcpu::cpuid::{CpuModel, Feature};
@@ -37,6 +37,11 @@ const ARRAY: i32 = (ENTRIES * size_of::<Entry>()) as i32;
 /// From the arrays of supervisor accesses to those with EFLAGS.AC set.
 const AC_VIEW: i32 = View::SupervisorAc as i32 - View::Supervisor as i32;
 const _: () = assert!(View::Supervisor as i32 & AC_VIEW == 0);
+
+/// Does an instruction in the middle of its block select other TLB arrays? Then the block remembers no pages.
+pub(super) fn selects_arrays(it: &Item) -> bool {
+    it.system && matches!(it.i.mnemonic(), Mnemonic::Stac | Mnemonic::Clac)
+}
 
 /// Analyses an instruction with an emitter here: in what mode it is one, what it does besides what its operands say.
 pub(super) fn analyse(it: &mut Item, mode: ModeKey, model: CpuModel) {
@@ -171,9 +176,18 @@ pub fn set_ac(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     }
     dynasm!(e.a ; .arch x64 ; test DWORD [rax + CR4], cr4::SMAP as i32 ; jz =>over);
     let step = if on { ARRAY * AC_VIEW } else { -ARRAY * AC_VIEW };
+    // What other blocks remember is stamped with the array: the stamps change with it, in the same bits.
     match on {
-        true => dynasm!(e.a ; .arch x64 ; or DWORD [rax + TLB_REF], AC_VIEW),
-        false => dynasm!(e.a ; .arch x64 ; and DWORD [rax + TLB_REF], !AC_VIEW),
+        true => dynasm!(e.a ; .arch x64
+            ; or DWORD [rax + TLB_REF], AC_VIEW
+            ; or DWORD [rsp + STAMP], AC_VIEW
+            ; or DWORD [rsp + STAMP_SSE], AC_VIEW
+        ),
+        false => dynasm!(e.a ; .arch x64
+            ; and DWORD [rax + TLB_REF], !AC_VIEW
+            ; and DWORD [rsp + STAMP], !AC_VIEW
+            ; and DWORD [rsp + STAMP_SSE], !AC_VIEW
+        ),
     }
     dynasm!(e.a ; .arch x64
         ; add QWORD [BYTE rsp + TLB], step

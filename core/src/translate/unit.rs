@@ -78,6 +78,8 @@ pub struct Item {
     pub gpr_written: u16,
     /// And those whose old value matters: read, or written in part or on a condition.
     pub gpr_read: u16,
+    /// Of those, the ones that are operands, not only part of an address.
+    pub gpr_operand: u16,
     /// The memory access generated code makes for it.
     pub mem: Option<MemRef>,
     /// Uses SSE registers or MXCSR.
@@ -105,7 +107,7 @@ impl Item {
     pub fn make_call(&mut self) {
         self.translate = Translate::Call;
         (self.reads, self.writes, self.full) = (ARITH, ARITH, false);
-        (self.gpr_written, self.gpr_read) = (u16::MAX, u16::MAX);
+        (self.gpr_written, self.gpr_read, self.gpr_operand) = (u16::MAX, u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
         (self.faults, self.barrier) = (false, false);
@@ -178,10 +180,14 @@ pub struct Unit {
 impl Unit {
     /// Decides where the guest's SSE state is loaded into the host's registers: where the block can be left anyway, before
     /// the first instruction that uses it but after whatever is called or branches before that. If SSE cannot be used the rest of the
-    /// block is interpreted from there, so it does no harm that this may be early.
-    pub fn place_sse(&mut self) {
+    /// block is interpreted from there, so it does no harm that this may be early. `early`: at the very start, if nothing is called before.
+    pub fn place_sse(&mut self, early: bool) {
         self.items.iter_mut().for_each(|it| it.enters_sse = false);
         let Some(first) = self.items.iter().position(|it| it.sse) else { return };
+        if early && !self.items[..first].iter().any(Item::is_call) {
+            self.items[0].enters_sse = true;
+            return;
+        }
         let leaves = |it: &Item| it.is_call() || it.i.is_jcc_short_or_near();
         let from = self.items[..first].iter().rposition(leaves).map_or(0, |k| k + 1);
         let at = (from..first).find(|k| self.items[*k].is_site()).unwrap_or(first);
@@ -210,7 +216,7 @@ impl Analyser {
 
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
     /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
-    pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
+    pub fn unit(&mut self, key: Key, bytes: &[u8], side_exits: usize, stop: &dyn Fn(u64) -> bool) -> Unit {
         let mut unit = Unit { key, items: Vec::with_capacity(8), len: 0, second: None };
         let (mut at, mut sides) = (0usize, 0);
         while unit.items.len() < super::MAX_INSNS {
@@ -225,11 +231,7 @@ impl Analyser {
             let undefined = d.insn.code == 0;
             let mut item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
             // Loops are better closed at their branch back.
-            if i.is_jcc_short_or_near()
-                && d.insn.imm > rip
-                && sides < super::MAX_SIDE_EXITS
-                && !item.is_call()
-            {
+            if i.is_jcc_short_or_near() && d.insn.imm > rip && sides < side_exits && !item.is_call() {
                 sides += 1;
                 item.end = false;
             }
@@ -266,6 +268,7 @@ impl Analyser {
             full: false,
             gpr_written: u16::MAX,
             gpr_read: u16::MAX,
+            gpr_operand: u16::MAX,
             mem: None,
             sse: false,
             enters_sse: false,
@@ -305,7 +308,13 @@ impl Analyser {
 
     fn registers(&mut self, it: &mut Item) {
         let info = self.factory.info_options(&it.i, InstructionInfoOptions::NO_MEMORY_USAGE);
-        (it.gpr_written, it.gpr_read) = (0, 0);
+        (it.gpr_written, it.gpr_read, it.gpr_operand) = (0, 0, 0);
+        for n in (0..it.i.op_count()).filter(|n| it.i.op_kind(*n) == OpKind::Register) {
+            let r = it.i.op_register(n);
+            if r.is_gpr() && (info.op_access(n) != OpAccess::Write || r.size() < 4) {
+                it.gpr_operand |= 1 << r.full_register().number();
+            }
+        }
         for u in info.used_registers() {
             if !u.register().is_gpr() {
                 continue;
