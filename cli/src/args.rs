@@ -107,7 +107,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME", default_value = "jit")]
     pub engine: String,
     /// Switches fast paths of the translator off, to find the one at fault: a comma-separated list of no-chain,
-    /// no-jump-cache, no-inline-tlb, no-windows, no-lazy-flags, no-identical, no-host-undefined, no-sse, no-x87, no-adapt
+    /// no-jump-cache, no-inline-tlb, no-windows, no-lazy-flags, no-identical, no-host-undefined, no-sse, no-x87, no-system,
+    /// no-rep, no-adapt, no-sample, no-loops, no-remember
     #[arg(long, value_name = "no-NAME,..")]
     pub jit_opt: Vec<String>,
     /// Lockstep: compares after so many blocks of the translator, 1 if not given

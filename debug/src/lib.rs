@@ -2,12 +2,14 @@
 //!
 //! Map: `session` the door for every client (the VM thread, commands in, events out) | `stop` why it stopped |
 //! `breakpoints` the shared set | `inspect` side-effect-free reading | `registers` names and values |
-//! `pagewalk` decoded page walks | `monitor` text commands | `travel` the machine's history | `gdb` the stub.
+//! `pagewalk` decoded page walks | `monitor` text commands | `travel` the machine's history |
+//! `gdb` the stub | `guest` machines under test.
 //!
 //! Nothing here changes guest state except through `Vm::inject`, so every change is a logged input.
 
 pub mod breakpoints;
 pub mod gdb;
+pub mod guest;
 pub mod inspect;
 pub mod monitor;
 pub mod pagewalk;
@@ -18,6 +20,7 @@ pub mod stop;
 mod testing;
 pub mod travel;
 
+pub use guest::Guest;
 pub use inspect::Inspect;
 pub use retrovisor_core::disasm;
 pub use session::{Answer, Client, Options, Resume, Role, Session, SessionError, SessionHandle};

@@ -125,6 +125,7 @@ impl Timeline {
 
     /// Parks the branch the machine was on, which goes on with `rest`, in favour of another.
     fn park(&mut self, name: Name, history: History, rest: Rest) {
+        self.seen = None;
         let left = std::mem::replace(&mut self.history, history);
         let old = std::mem::replace(&mut self.name, name);
         let mut parked = Parked { name: old, history: left, rest };

@@ -164,7 +164,7 @@ pub struct History {
 impl History {
     /// An empty history that keeps itself below `budget` bytes.
     pub fn new(budget: u64) -> Self {
-        Self { checkpoints: BTreeMap::new(), store: PageStore::default(), budget, fixed: 0 }
+        Self { checkpoints: BTreeMap::new(), store: PageStore::new(budget / 4), budget, fixed: 0 }
     }
 
     /// A history with what this one has up to `icount`. This one keeps all it has; all pages now count for the new one.
@@ -253,8 +253,13 @@ impl History {
             new.stretch.gap = true;
         }
         self.fixed += new.cost();
+        let grows = !new.dense;
         self.checkpoints.insert(at, new);
-        self.thin(cursor);
+        self.thin_dense(cursor);
+        // What is kept besides while the machine is in the past goes again.
+        if grows {
+            self.thin(cursor);
+        }
     }
 
     /// The checkpoint at `icount` is what it claims to be.
@@ -290,7 +295,7 @@ impl History {
         }
     }
 
-    fn thin(&mut self, cursor: Icount) {
+    fn thin_dense(&mut self, cursor: Icount) {
         while self.iter().filter(|c| c.dense).count() > DENSE {
             let far = |c: &&Checkpoint| c.at.icount.0.abs_diff(cursor.0);
             let Some(at) = self.iter().filter(|c| c.dense).max_by_key(far).map(|c| c.at.icount.0) else {
@@ -298,6 +303,9 @@ impl History {
             };
             self.remove(at);
         }
+    }
+
+    fn thin(&mut self, cursor: Icount) {
         if self.bytes() <= self.budget {
             return;
         }

@@ -10,8 +10,10 @@ use retrovisor_core::input::When;
 use retrovisor_core::machine::config::MachineConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Compression of frames in memory.
+/// Compression of frames in memory...
 const LEVEL: i32 = 3;
+/// ...of at least so many bytes.
+const WORTHWHILE: usize = 1024;
 
 /// Where a log ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,12 +90,13 @@ impl Log for Trace {
     }
 }
 
-/// One frame in memory, compressed.
+/// One frame in memory.
 #[derive(Clone)]
 struct Piece {
     end: When,
-    packed: Arc<[u8]>,
-    raw: usize,
+    bytes: Arc<[u8]>,
+    /// Its size before it was compressed, if it was.
+    raw: Option<usize>,
 }
 
 struct State {
@@ -136,11 +139,12 @@ impl Tape {
 
     /// Appends a frame (its payload, uncompressed) that ends at `end`.
     pub fn push(&self, end: When, raw: &[u8]) {
-        // Compression of a buffer fails for want of memory only.
-        let packed: Arc<[u8]> = zstd::bulk::compress(raw, LEVEL).unwrap_or_default().into();
+        let packed = (raw.len() >= WORTHWHILE).then(|| zstd::bulk::compress(raw, LEVEL).ok()).flatten();
+        let size = packed.as_ref().map(|_| raw.len());
+        let bytes: Arc<[u8]> = packed.map_or_else(|| raw.into(), Arc::from);
         let mut state = self.lock();
-        state.bytes += packed.len() as u64 + size_of::<Piece>() as u64;
-        state.pieces.push(Piece { end, packed, raw: raw.len() });
+        state.bytes += bytes.len() as u64 + size_of::<Piece>() as u64;
+        state.pieces.push(Piece { end, bytes, raw: size });
     }
 
     /// Bytes it takes.
@@ -170,8 +174,13 @@ impl Log for Tape {
         };
         let bad =
             |why: String| TraceError { file: NAME.into(), problem: Problem::Damaged { at: n as u64, why } };
-        let raw = zstd::bulk::decompress(&piece.packed, piece.raw).map_err(|e| bad(e.to_string()))?;
-        parse_frame(&raw, &machine).map(Some).map_err(|why| bad(why.into()))
+        let unpacked = match piece.raw {
+            Some(size) => Some(zstd::bulk::decompress(&piece.bytes, size).map_err(|e| bad(e.to_string()))?),
+            None => None,
+        };
+        parse_frame(unpacked.as_deref().unwrap_or(&piece.bytes), &machine)
+            .map(Some)
+            .map_err(|why| bad(why.into()))
     }
     fn frames(&self) -> usize {
         let state = self.lock();
@@ -181,6 +190,18 @@ impl Log for Tape {
         // A fork begins with a frame of its own.
         let when = self.lock().pieces.last().map_or_else(When::default, |p| p.end);
         LogEnd { when, own: None, open: true }
+    }
+    fn frame_at(&self, icount: Icount) -> Result<usize, TraceError> {
+        let state = self.lock();
+        let own = state.pieces.partition_point(|p| p.end.icount < icount);
+        match &state.base {
+            Some((base, frames)) if own == 0 => {
+                let (base, frames) = (Arc::clone(base), *frames);
+                drop(state);
+                Ok(base.frame_at(icount)?.min(frames))
+            }
+            _ => Ok(state.inherited() + own),
+        }
     }
     fn out_of_order(&self, n: usize) -> TraceError {
         let problem = Problem::Damaged { at: n as u64, why: "a frame is out of order".into() };

@@ -102,7 +102,7 @@ impl Page {
 
     /// Page `n` of `source`, read when it is needed; accounted for by `store`, where it takes nothing.
     pub fn stored(store: &PageStore, source: Arc<dyn PageSource>, n: u64) -> Arc<Self> {
-        Arc::new(Self { data: Mutex::new(Data::Stored(source, n)), account: Arc::clone(&store.account) })
+        Arc::new(Self { data: Mutex::new(Data::Stored(source, n)), account: Arc::clone(&store.work.account) })
     }
 
     /// Its number in the source it lies in, if it does: who reads many reads them in this order.
@@ -178,6 +178,9 @@ struct Packer {
 /// What waits to be compressed, and who does it. Apart, so that adding to the queue waits for nobody.
 #[derive(Default)]
 struct Work {
+    account: Arc<Account>,
+    /// Bytes of pages that may stay as they are: while there is room compressing costs time for nothing.
+    keep: u64,
     queue: Mutex<VecDeque<Weak<Page>>>,
     packer: Mutex<Packer>,
 }
@@ -191,6 +194,11 @@ impl Work {
             packer.pack(&page);
         }
         true
+    }
+
+    /// Are there more uncompressed pages than may stay?
+    fn due(&self) -> bool {
+        Account::load(&self.account.raw) > self.keep
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Weak<Page>>> {
@@ -239,7 +247,6 @@ impl Packer {
 /// Makes pages, and has them compressed.
 #[derive(Default)]
 pub struct PageStore {
-    account: Arc<Account>,
     work: Arc<Work>,
     /// Pages made and not yet handed on.
     batch: Vec<Weak<Page>>,
@@ -248,28 +255,36 @@ pub struct PageStore {
 }
 
 impl PageStore {
+    /// A store that leaves `keep` bytes of the newest pages uncompressed.
+    pub fn new(keep: u64) -> Self {
+        Self { work: Arc::new(Work { keep, ..Work::default() }), ..Self::default() }
+    }
+
     /// The page with these contents; `None` if they are zeroes.
     pub fn page(&mut self, bytes: &[u8]) -> Option<Arc<Page>> {
         let bytes = bytes.get(..PAGE)?;
         if *bytes == ZERO {
             return None;
         }
-        let mut raw = self.account.take();
+        let mut raw = self.work.account.take();
         raw.copy_from_slice(bytes);
-        let page = Arc::new(Page { data: Mutex::new(Data::Raw(raw)), account: Arc::clone(&self.account) });
+        let page =
+            Arc::new(Page { data: Mutex::new(Data::Raw(raw)), account: Arc::clone(&self.work.account) });
         self.batch.push(Arc::downgrade(&page));
         Some(page)
     }
 
-    /// Has the thread compress the pages made since the last call.
+    /// Has the thread compress what is too much, the oldest pages first.
     pub fn hand_on(&mut self) {
         if self.batch.is_empty() {
             return;
         }
-        let thread = self.thread.get_or_insert_with(|| spawn(Arc::clone(&self.work)));
         self.work.queue().extend(self.batch.drain(..));
-        // Without a thread, `settle` compresses.
-        let _ = thread.send(());
+        if self.work.due() {
+            let thread = self.thread.get_or_insert_with(|| spawn(Arc::clone(&self.work)));
+            // Without a thread, `settle` compresses.
+            let _ = thread.send(());
+        }
     }
 
     /// Compresses what has not been compressed yet, here and now.
@@ -280,14 +295,14 @@ impl PageStore {
 
     /// Bytes all living pages take, as they are and compressed.
     pub fn bytes(&self) -> (u64, u64) {
-        (Account::load(&self.account.raw), Account::load(&self.account.packed))
+        (Account::load(&self.work.account.raw), Account::load(&self.work.account.packed))
     }
 }
 
 /// The compressing thread; it ends when the store does.
 fn spawn(work: Arc<Work>) -> mpsc::Sender<()> {
     let (tx, rx) = mpsc::channel();
-    let body = move || rx.into_iter().for_each(|()| while work.turn() {});
+    let body = move || rx.into_iter().for_each(|()| while work.due() && work.turn() {});
     // A host without a thread to spare drops the receiver.
     let _ = std::thread::Builder::new().name("checkpoints".into()).spawn(body);
     tx

@@ -137,16 +137,22 @@ impl Timeline {
         begin: Icount,
         end: Icount,
     ) -> Result<Option<Hit>, TimelineError> {
+        if let Some(answer) = self.seen.as_ref().and_then(|s| s.last(wanted, begin, end)) {
+            return Ok(answer);
+        }
         self.restore(vm, begin)?;
         vm.hooks = wanted.clone();
-        let found = self.hits(vm, end);
+        let found = self.hits(vm, begin, end);
         vm.hooks = Hooks::default();
-        found
+        let seen = found?;
+        let last = seen.hits.last().copied();
+        self.seen = Some(seen);
+        Ok(last)
     }
 
-    /// Runs to `end` and tells the last hit on the way.
-    fn hits(&mut self, vm: &mut Vm, end: Icount) -> Result<Option<Hit>, TimelineError> {
-        let mut last = None;
+    /// Runs to `end` and tells the hits on the way.
+    fn hits(&mut self, vm: &mut Vm, begin: Icount, end: Icount) -> Result<Seen, TimelineError> {
+        let mut seen = Seen { hooks: vm.hooks.clone(), begin, end, hits: Vec::new() };
         let mut run: Run = Vm::run_here;
         loop {
             let exit = self.stretch_to(vm, end, run)?;
@@ -158,12 +164,47 @@ impl Timeline {
                 VmExit::Watchpoint(hit) => Reason::Watchpoint(hit),
                 VmExit::Occurred(what) => Reason::Occurred(what),
                 VmExit::Interrupted => continue,
-                _ => return Ok(last),
+                _ => return Ok(seen),
             };
             // It was done by the instruction just executed, and nothing has been reported here yet.
             let done = matches!(reason, Reason::Watchpoint(_) | Reason::Occurred(_));
-            last = Some(Hit { at: Icount(here.0.saturating_sub(u64::from(done))), reason });
+            seen.add(Hit { at: Icount(here.0.saturating_sub(u64::from(done))), reason });
             run = if done { Vm::run_here } else { Vm::run };
+        }
+    }
+}
+
+/// Hits remembered at most.
+const MOST: usize = 1 << 16;
+
+/// All hits of some hooks in a stretch of the run: whoever goes back from hit to hit has each after the first for nothing.
+pub(crate) struct Seen {
+    hooks: Hooks,
+    begin: Icount,
+    end: Icount,
+    hits: Vec<Hit>,
+}
+
+impl Seen {
+    fn add(&mut self, hit: Hit) {
+        if self.hits.len() == MOST {
+            // Those that come last are asked for first.
+            self.hits.drain(..MOST / 2);
+            self.begin = self.hits.first().map_or(hit.at, |h| h.at);
+        }
+        self.hits.push(hit);
+    }
+
+    /// The last hit in `[begin, end)`, if this is the stretch to know; the inner `None`: there is none.
+    fn last(&self, hooks: &Hooks, begin: Icount, end: Icount) -> Option<Option<Hit>> {
+        if *hooks != self.hooks || end > self.end {
+            return None;
+        }
+        let before = self.hits.partition_point(|h| h.at < end);
+        let last = before.checked_sub(1).and_then(|n| self.hits.get(n)).filter(|h| h.at >= begin);
+        match last {
+            Some(hit) => Some(Some(*hit)),
+            None => (begin >= self.begin).then_some(None),
         }
     }
 }

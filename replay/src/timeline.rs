@@ -15,6 +15,7 @@ use crate::pages::{PageMap, Unpacker};
 use crate::persist::Checkpointer;
 use crate::play::{PlayMonitor, Player};
 use crate::record::{RecordError, Recording};
+use crate::search::Seen;
 use crate::stored::StoredCheckpoints;
 use retrovisor_core::Icount;
 use retrovisor_core::hash::StateHash;
@@ -113,6 +114,8 @@ pub struct Timeline {
     /// Stores checkpoints in a recording.
     checkpointer: Option<Checkpointer>,
     cancel: Arc<AtomicBool>,
+    /// What the last search saw.
+    pub(crate) seen: Option<Seen>,
     pub(crate) name: Name,
     pub(crate) parked: Vec<Parked>,
     /// Number of the next branch.
@@ -188,6 +191,7 @@ impl Timeline {
             newest: at,
             checkpointer: None,
             cancel: Arc::default(),
+            seen: None,
             name: Name { id: 1, parent: None },
             parked: Vec::new(),
             next_branch: 2,
@@ -442,7 +446,7 @@ impl Timeline {
     }
 
     /// Runs a machine in the past up to `to`, with nothing to stop at.
-    fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
+    pub(crate) fn play(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
         loop {
             match self.stretch_to(vm, to, Vm::run)? {
                 VmExit::Reached => return Ok(()),

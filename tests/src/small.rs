@@ -46,6 +46,7 @@ impl Small {
         let config = MachineConfig { memory: RAM, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(RAM, 0)?,
             mmu: Mmu::new(),
@@ -53,6 +54,7 @@ impl Small {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Ok(Self { cpu: vcpu(size), sys })

@@ -17,13 +17,14 @@ fn env(name: &str, default: u64) -> u64 {
 }
 
 /// Hunts as the environment says; with the usual amount, sees to it that every kind of event occurred.
-fn hunt(bits: u32, stride: Stride, vectors: &[usize]) -> Coverage {
+fn hunt(bits: u32, stride: Stride, jit: &str, vectors: &[usize]) -> Coverage {
     let stride = match env("RETROVISOR_FUZZ_BLOCKS", 1) {
         0 => Stride::Instructions(1000),
         1 => stride,
         n => Stride::Blocks(n as u32),
     };
-    let options = VerifyOptions { lockstep: Some(stride), ..VerifyOptions::default() };
+    let jit = jit.parse().expect("a list of switches");
+    let options = VerifyOptions { lockstep: Some(stride), jit, ..VerifyOptions::default() };
     let what = Hunt {
         bits,
         seed: env("RETROVISOR_FUZZ_SEED", 1),
@@ -47,16 +48,23 @@ fn hunt(bits: u32, stride: Stride, vectors: &[usize]) -> Coverage {
 #[test]
 fn random_64_bit_programs_agree_after_every_block() {
     let vectors = [0, 1, 3, 6, 7, 11, 12, 13, 14, 16, 17, 19, 0x20, 0x80, 0x81];
-    hunt(64, Stride::Blocks(1), &vectors);
+    hunt(64, Stride::Blocks(1), "", &vectors);
 }
 
 #[test]
 fn random_32_bit_programs_agree_after_every_block() {
-    hunt(32, Stride::Blocks(1), &[0, 1, 3, 4, 6, 7, 11, 13, 14, 16, 17, 19, 0x20, 0x80]);
+    hunt(32, Stride::Blocks(1), "", &[0, 1, 3, 4, 6, 7, 11, 13, 14, 16, 17, 19, 0x20, 0x80]);
 }
 
 #[test]
 fn linked_blocks_agree_every_thousand_instructions() {
-    hunt(64, Stride::Instructions(1000), &[14]);
-    hunt(32, Stride::Instructions(1000), &[14]);
+    hunt(64, Stride::Instructions(1000), "", &[14]);
+    hunt(32, Stride::Instructions(1000), "", &[14]);
+}
+
+#[test]
+fn blocks_translated_for_speed_agree() {
+    hunt(64, Stride::Blocks(1), "no-sample", &[14]);
+    hunt(32, Stride::Instructions(1000), "no-sample", &[14]);
+    hunt(64, Stride::Instructions(1000), "no-sample", &[14]);
 }

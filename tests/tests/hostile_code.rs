@@ -12,6 +12,8 @@ mod edges;
 mod machine;
 #[path = "hostile_code/pages.rs"]
 mod pages;
+#[path = "hostile_code/remembered.rs"]
+mod remembered;
 #[path = "hostile_code/rewrite.rs"]
 mod rewrite;
 #[path = "hostile_code/segments.rs"]

@@ -6,7 +6,7 @@
 use iced_x86::code_asm::*;
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::engine::Engine;
-use retrovisor_core::engine::hooks::{Hooks, Wanted, Watch, WatchAddr, WatchKind};
+use retrovisor_core::engine::hooks::{Hooks, Occurrence, Wanted, Watch, WatchAddr, WatchKind};
 use retrovisor_core::exception::vector;
 use retrovisor_core::hash::StateHash;
 use retrovisor_core::input::{InputEvent, NoInput, When};
@@ -20,6 +20,7 @@ use retrovisor_replay::{
     ExitReason, Mailbox, Recording, Replay, Timeline, TimelineError, Trace, VerifyOptions, verify,
 };
 use retrovisor_tests::asm::multiboot;
+use retrovisor_tests::program;
 use retrovisor_tests::ticker::{self, Keys, Random};
 use std::collections::{BTreeMap, HashMap};
 
@@ -88,7 +89,7 @@ fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
                 visits += 1;
                 assert_eq!(*seen.entry(at).or_insert(hash), hash, "at instruction {at}, visit {visits}");
             }
-            assert!(timeline.history().bytes() <= budget + (2 << 20), "{}", timeline.history().bytes());
+            assert!(timeline.history().bytes() <= budget + (8 << 20), "{}", timeline.history().bytes());
         };
         assert_eq!((exit, vm.when(), vm.state_hash()), straight(), "{engine:?}");
         assert!(visits > 100, "{visits}");
@@ -202,6 +203,61 @@ fn what_is_found_backwards_is_what_was_met_forwards() {
         let exit = timeline.run(&mut vm, None);
         assert_eq!((exit, vm.when(), vm.state_hash()), straight());
     }
+}
+
+/// The demo's kernel: paging, two user programs, a timer.
+fn demo(engine: Engine) -> Vm {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = dir.path().join("guest.elf").display().to_string();
+    program::run(&["demo", "--elf", &elf]).expect(0);
+    let images = Images { kernel: Some(std::fs::read(elf).unwrap()), ..Images::default() };
+    let config = MachineConfig { memory: 32 << 20, clock: ClockKind::Virtual, ..MachineConfig::default() };
+    let mut vm = Vm::new(config, images, Box::new(NoInput), Box::new(NullSink)).unwrap();
+    vm.engine = engine;
+    vm
+}
+
+#[test]
+fn each_change_of_address_space_and_privilege_is_told_at_its_instruction() {
+    let (from, end) = (Icount(900_000), Icount(1_500_000));
+    let wanted = [Wanted::Cr3, Wanted::Cpl, Wanted::Interrupt(None), Wanted::Mmio(None)];
+    let told = |engine: Engine, wanted: &[Wanted]| -> Vec<(Icount, Occurrence)> {
+        let mut vm = demo(engine);
+        vm.run(Some(from));
+        vm.hooks.wanted = wanted.to_vec();
+        let mut all = Vec::new();
+        loop {
+            match vm.run(Some(end)) {
+                VmExit::Reached => return all,
+                VmExit::Occurred(what) => all.push((vm.when().icount, what)),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    // What single steps show.
+    let mut vm = demo(Engine::Interp);
+    vm.run(Some(from));
+    let mut seen = Vec::new();
+    while vm.when().icount < end {
+        let before = (vm.vcpus[0].cr3, vm.vcpus[0].mode.cpl);
+        vm.step();
+        let after = (vm.vcpus[0].cr3, vm.vcpus[0].mode.cpl);
+        let at = vm.when().icount;
+        if before.0 != after.0 {
+            seen.push((at, Occurrence::Cr3 { from: before.0, to: after.0 }));
+        }
+        if before.1 != after.1 {
+            seen.push((at, Occurrence::Cpl { from: before.1, to: after.1 }));
+        }
+    }
+    let switches = seen.iter().filter(|(_, o)| matches!(o, Occurrence::Cr3 { .. })).count();
+    assert!(switches > 0 && seen.len() > 2 * switches, "{seen:?}");
+    for engine in ENGINES {
+        assert_eq!(told(engine, &wanted[..2]), seen, "{engine:?}");
+    }
+    let all = told(Engine::Jit, &wanted);
+    assert_eq!(all, told(Engine::Interp, &wanted));
+    assert!(all.iter().any(|(_, o)| *o == Occurrence::Interrupt(0x20)), "{all:?}");
 }
 
 #[test]

@@ -146,9 +146,14 @@ fn neighbours(rng: &mut Rng) -> Vec<u8> {
     out
 }
 
-/// The neighbours after the instruction, then a jump back to `to`; all of it at `from`.
+/// The neighbours after the instruction, then perhaps a branch and in any case a jump back to `to`; all of it at `from`.
 fn tail(rng: &mut Rng, from: u64, to: u64) -> Vec<u8> {
     let mut code = neighbours(rng);
+    if rng.once_in(2) {
+        let next = from + code.len() as u64 + 6;
+        code.extend([0x0f, 0x80 | rng.below(16) as u8]);
+        code.extend((to.wrapping_sub(next) as u32).to_le_bytes());
+    }
     let next = from + code.len() as u64 + 5;
     code.push(0xe9);
     code.extend((to.wrapping_sub(next) as u32).to_le_bytes());
@@ -288,8 +293,9 @@ fn env(name: &str, default: u64) -> u64 {
 struct Bench {
     bits: u32,
     reference: Machine,
-    all: Machine,
-    /// One for each switch, with that fast path off.
+    /// With all fast paths: blocks translated for speed when they run often, and at once.
+    all: [Machine; 2],
+    /// Two for each switch, with that fast path off.
     off: Vec<Machine>,
     template: Vcpu,
     ran: u64,
@@ -297,11 +303,12 @@ struct Bench {
 
 impl Bench {
     fn new(bits: u32, size: CodeSize) -> Self {
-        let off = |name: &&str| {
+        let make = |without: &[&str]| {
             let mut o = JitOptions::default();
-            assert!(o.set(name, false));
-            machine(&format!("no-{name}"), Engine::Jit, o, bits)
+            without.iter().for_each(|name| assert!(o.set(name, false)));
+            machine(&format!("without {without:?}"), Engine::Jit, o, bits)
         };
+        let off = |name: &&'static str| [make(&[name]), make(&["sample", name])];
         let reference = machine("interpreter", Engine::Interp, JitOptions::default(), bits);
         let mut template = small::vcpu(size);
         template.cr0 |= cr0::PG | cr0::WP;
@@ -309,8 +316,8 @@ impl Bench {
         Self {
             bits,
             reference,
-            all: machine("all fast paths", Engine::Jit, JitOptions::default(), bits),
-            off: JitOptions::NAMES.iter().map(off).collect(),
+            all: [make(&[]), make(&["sample"])],
+            off: JitOptions::NAMES.iter().flat_map(off).collect(),
             template,
             ran: 0,
         }
@@ -321,7 +328,7 @@ impl Bench {
         self.ran += 1;
         let want = run(&mut self.reference, &t, self.ran);
         let other = self.ran as usize % self.off.len();
-        for m in [&mut self.all, &mut self.off[other]] {
+        for m in self.all.iter_mut().chain([&mut self.off[other]]) {
             let got = run(m, &t, self.ran);
             let lines = differences(&want, &got);
             if !lines.is_empty() {

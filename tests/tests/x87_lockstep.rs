@@ -535,7 +535,7 @@ fn test_chained_64_bit_code() {
 
 #[test]
 fn test_fast_paths_off() {
-    for options in ["no-x87", "no-windows", "no-lazy-flags", "no-inline-tlb", "no-sse"] {
+    for options in ["no-x87", "no-windows", "no-lazy-flags", "no-inline-tlb", "no-sse", "no-sample"] {
         seeds().take(5).for_each(|s| compare(s, 64, 300, options));
     }
 }

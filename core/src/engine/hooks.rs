@@ -135,7 +135,7 @@ impl Observer {
 }
 
 /// Debugger requests, consulted by the engine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Hooks {
     /// Linear addresses before whose execution to stop.
     pub breakpoints: BTreeSet<u64>,

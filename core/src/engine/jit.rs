@@ -37,7 +37,7 @@ impl Vm {
     /// Runs the current vCPU up to the limit, translated as far as possible.
     pub(super) fn run_translated(&mut self, skip_first: bool) -> Leave {
         if self.translator.is_none() {
-            match Translator::new(self.config.cpu, self.jit_options, self.jit_buffer) {
+            match Translator::new(self.config.cpu, self.translator_options(), self.jit_buffer) {
                 Ok(t) => self.translator = Some(Box::new(t)),
                 Err(_) => return self.interpret(skip_first),
             }
@@ -103,11 +103,10 @@ impl Vm {
         let cpu = &mut self.vcpus[self.current];
         let at = self.sys.icount;
         let frame = t.stack.get();
-        frame.refresh(cpu, &self.sys.mem.tlb);
         frame.epoch = self.sys.mem.tlb.epoch();
-        frame.mode = mode.0;
         frame.jump_cache = jump_cache;
         frame.roam = t.options.jump_cache && t.options.chain && !self.one_block;
+        frame.stops = if self.filter.is_empty() { self.hooks.stop_exceptions } else { u32::MAX };
         // In single-block steps the first block uses up the budget.
         frame.base = match self.one_block {
             true => at + u64::from(insns),
@@ -115,14 +114,19 @@ impl Vm {
         };
         frame.budget = frame.base as i64 - at as i64;
         frame.flags = saved(cpu.flags.0);
+        frame.refresh(cpu, &self.sys);
         let mut ctx = Ctx { cpu, sys: &mut self.sys };
         let stubs = t.stubs;
         let left = run::enter(&mut t.stack, &stubs, code, &mut ctx);
         if let Some(m) = t.stack.get().adapt.take() {
             t.adapt(m, &mut ctx.sys.mem);
         }
+        if let Some(key) = t.stack.get().sampled.take() {
+            t.sample(&key, &mut ctx.sys.mem);
+        }
         match left {
             Left::Fault(e) => Turn::Leave(Leave::Fault(e)),
+            Left::TripleFault => Turn::Leave(Leave::TripleFault),
             Left::Boundary => Turn::Again,
             Left::Link(n) => {
                 let frame = t.stack.get();

@@ -6,6 +6,7 @@
 
 pub mod filter;
 pub mod hooks;
+pub mod interrupts;
 mod jit;
 mod options;
 
@@ -203,6 +204,7 @@ impl Vm {
                 BoardEvent::DebugExit(v) => return Some(Next::Exit(VmExit::DebugExit(v))),
             }
         }
+        self.note_interrupts();
         Some(Next::Again)
     }
 
@@ -312,6 +314,7 @@ impl Vm {
         cpu.shadow = Shadow::None;
         how(&mut Ctx { cpu, sys: &mut self.sys });
         self.sys.icount += 1;
+        self.here().note_interrupts();
         if self.vcpus[self.current].activity == Activity::Shutdown {
             self.triple_fault()
         } else {
@@ -367,6 +370,12 @@ impl Vm {
         match leave {
             Leave::Breakpoint => return Some(VmExit::Breakpoint(crate::Gva(self.here().code_lin()))),
             Leave::Fault(e) => return self.raise(e),
+            Leave::TripleFault => {
+                return match self.triple_fault() {
+                    Next::Exit(x) => Some(x),
+                    Next::Again | Next::Run(_) => None,
+                };
+            }
             Leave::Budget => {}
         }
         if let Some(e) = self.here().trap_boundary(tf) {
@@ -383,7 +392,7 @@ impl Vm {
     /// Interprets up to the limit.
     fn interpret(&mut self, skip: bool) -> Leave {
         let mut ctx = Ctx { cpu: &mut self.vcpus[self.current], sys: &mut self.sys };
-        if self.filter.is_empty() {
+        if self.filter.is_empty() && !ctx.sys.interrupts.on() {
             ctx.run_blocks::<false>(&mut self.cache, &self.filter, skip)
         } else {
             ctx.run_blocks::<true>(&mut self.cache, &self.filter, skip)

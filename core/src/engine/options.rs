@@ -70,8 +70,18 @@ switches! {
     sse: "sse",
     /// x87 and MMX state lives in host registers.
     x87: "x87",
+    /// Instructions on the vCPU itself, CLI and STI among them, work on its fields; off: each is a call.
+    system: "system",
+    /// REP MOVS and REP STOS inside a page run on the host; off: each is a call.
+    rep: "rep",
     /// Translated code that keeps missing is translated again to call out.
     adapt: "adapt",
+    /// Blocks are translated for speed when they were found running often; off: at once.
+    sample: "sample",
+    /// Of blocks translated for speed, those that branch back to their start are loops of host code.
+    loops: "loops",
+    /// And their lookups try the page they found last first.
+    remember: "remember",
 }
 
 impl FromStr for JitOptions {

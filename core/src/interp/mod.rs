@@ -20,6 +20,8 @@ pub enum Leave {
     Breakpoint,
     /// The instruction at RIP raised an exception that is yet to be delivered.
     Fault(Exception),
+    /// The exception an instruction raised was delivered, which shut the vCPU down.
+    TripleFault,
 }
 
 impl Ctx<'_> {
@@ -38,7 +40,9 @@ impl Ctx<'_> {
     /// Fetches, decodes and executes one instruction at RIP, without delivering anything. On a fault RIP is restored.
     pub fn step_insn(&mut self) -> Result<(), Exception> {
         let decoded = self.fetch_decode()?;
-        self.execute(&decoded.insn)
+        self.execute(&decoded.insn)?;
+        self.note_interrupts();
+        Ok(())
     }
 
     /// Executes a decoded instruction that stands at RIP; counts it.
@@ -83,7 +87,7 @@ impl Ctx<'_> {
     }
 
     /// Runs decoded blocks until the budget is used up. With `BREAK`, stops before addresses in `breakpoints`
-    /// (except at the very first instruction if `skip_first`).
+    /// (except at the very first instruction if `skip_first`), and notes what changes IF.
     pub fn run_blocks<const BREAK: bool>(
         &mut self,
         cache: &mut BlockCache,
@@ -109,6 +113,9 @@ impl Ctx<'_> {
                 skip = false;
                 if let Err(e) = self.execute(insn) {
                     return Leave::Fault(e);
+                }
+                if BREAK {
+                    self.note_interrupts();
                 }
                 if self.sys.icount >= self.sys.limit {
                     break;

@@ -5,10 +5,11 @@
 
 use super::alu::arith::pf;
 use super::insn::Insn;
-use super::traits::{Width, rows};
-use super::{Row, locked, same};
+use super::traits::{Width, emitted, rows};
+use super::{Row, lockable, locked, row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
+use crate::translate::special;
 use crate::vcpu::cpuid::CpuModel;
 use crate::vcpu::flags::bit::{ARITH, CF, PF, ZF};
 use iced_x86::Code;
@@ -146,15 +147,20 @@ fn crc32<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     Ok(())
 }
 
+emitted! {
+    strings = row, special::bit_string;
+    locked_strings = lockable, special::bit_string;
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    same bit_reg<Bt> 3: Bt_rm16_r16 Bt_rm32_r32 Bt_rm64_r64;
+    strings bit_reg<Bt> 3: Bt_rm16_r16 Bt_rm32_r32 Bt_rm64_r64;
     same bit_imm<Bt> 3: Bt_rm16_imm8 Bt_rm32_imm8 Bt_rm64_imm8;
-    locked bit_reg<Bts> 3: Bts_rm16_r16 Bts_rm32_r32 Bts_rm64_r64;
+    locked_strings bit_reg<Bts> 3: Bts_rm16_r16 Bts_rm32_r32 Bts_rm64_r64;
     locked bit_imm<Bts> 3: Bts_rm16_imm8 Bts_rm32_imm8 Bts_rm64_imm8;
-    locked bit_reg<Btr> 3: Btr_rm16_r16 Btr_rm32_r32 Btr_rm64_r64;
+    locked_strings bit_reg<Btr> 3: Btr_rm16_r16 Btr_rm32_r32 Btr_rm64_r64;
     locked bit_imm<Btr> 3: Btr_rm16_imm8 Btr_rm32_imm8 Btr_rm64_imm8;
-    locked bit_reg<Btc> 3: Btc_rm16_r16 Btc_rm32_r32 Btc_rm64_r64;
+    locked_strings bit_reg<Btc> 3: Btc_rm16_r16 Btc_rm32_r32 Btc_rm64_r64;
     locked bit_imm<Btc> 3: Btc_rm16_imm8 Btc_rm32_imm8 Btc_rm64_imm8;
     same scan<FORWARD> 3: Bsf_r16_rm16 Bsf_r32_rm32 Bsf_r64_rm64;
     same scan<REVERSE> 3: Bsr_r16_rm16 Bsr_r32_rm32 Bsr_r64_rm64;

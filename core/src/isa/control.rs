@@ -8,6 +8,7 @@ use crate::addr::Gpa;
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::mem::Target;
+use crate::translate::system as emit;
 use crate::vcpu::cpuid::{CpuModel, Feature};
 use crate::vcpu::debug::{dr6, dr7};
 use crate::vcpu::segment::attr;
@@ -16,7 +17,7 @@ use iced_x86::Code as C;
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Mov_r32_cr, mov_from_cr), row(C::Mov_r64_cr, mov_from_cr),
+    row(C::Mov_r32_cr, mov_from_cr).emit(emit::from_control), row(C::Mov_r64_cr, mov_from_cr).emit(emit::from_control),
     end(C::Mov_cr_r32, mov_to_cr), end(C::Mov_cr_r64, mov_to_cr),
     row(C::Mov_r32_dr, mov_from_dr), row(C::Mov_r64_dr, mov_from_dr),
     end(C::Mov_dr_r32, mov_to_dr), end(C::Mov_dr_r64, mov_to_dr),
@@ -122,7 +123,7 @@ impl Ctx<'_> {
     fn control_changed(&mut self) {
         self.cpu.refresh();
         self.mmu_switch();
-        self.sys.end_block();
+        self.sys.refetch();
     }
 
     /// CR0 with all checks (#GP(0)) and the activation or deactivation of IA-32e mode.

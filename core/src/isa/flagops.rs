@@ -5,7 +5,7 @@ use super::traits::{emitted, rows};
 use super::{Row, row, same};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
-use crate::translate::special;
+use crate::translate::{special, system};
 use crate::vcpu::flags::Flags;
 use crate::vcpu::flags::bit::{AF, CF, DF, FIXED, OF, PF, SF, ZF};
 use crate::vcpu::gpr::RAX;
@@ -97,6 +97,7 @@ fn sahf(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
 emitted! {
     lahfs = row, special::lahf;
     sahfs = row, special::sahf;
+    directions = row, system::direction;
 }
 
 #[rustfmt::skip]
@@ -104,8 +105,8 @@ pub const ROWS: &[Row] = rows! {
     same clc: Clc;
     same stc: Stc;
     same cmc: Cmc;
-    row cld: Cld;
-    row std: Std;
+    directions cld: Cld;
+    directions std: Std;
     lahfs lahf: Lahf;
     sahfs sahf: Sahf;
     same set<O>: Seto_rm8;

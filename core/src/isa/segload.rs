@@ -6,6 +6,7 @@ use super::traits::Width;
 use super::{Row, end, row};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec, vector};
+use crate::translate::system as emit;
 use crate::vcpu::descriptor::{canonical, is_null};
 use crate::vcpu::gpr::RSP;
 use crate::vcpu::segment::{Segment, attr};
@@ -15,8 +16,9 @@ use iced_x86::Code as C;
 // Loads end their block: decoded instructions carry no segment state, but limits and the stack size may change.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Mov_rm16_Sreg, mov_from_sreg::<u16>), row(C::Mov_r32m16_Sreg, mov_from_sreg::<u32>),
-    row(C::Mov_r64m16_Sreg, mov_from_sreg::<u64>), end(C::Mov_Sreg_rm16, mov_to_sreg),
+    row(C::Mov_rm16_Sreg, mov_from_sreg::<u16>).emit(emit::from_segment),
+    row(C::Mov_r32m16_Sreg, mov_from_sreg::<u32>).emit(emit::from_segment),
+    row(C::Mov_r64m16_Sreg, mov_from_sreg::<u64>).emit(emit::from_segment), end(C::Mov_Sreg_rm16, mov_to_sreg),
     end(C::Mov_Sreg_r32m16, mov_to_sreg), end(C::Mov_Sreg_r64m16, mov_to_sreg),
     row(C::Pushw_ES, push_sreg::<2>), row(C::Pushd_ES, push_sreg::<4>), row(C::Pushw_CS, push_sreg::<2>),
     row(C::Pushd_CS, push_sreg::<4>), row(C::Pushw_SS, push_sreg::<2>), row(C::Pushd_SS, push_sreg::<4>),
@@ -34,11 +36,11 @@ pub const ROWS: &[Row] = &[
     end(C::Lfs_r32_m1632, far_pointer::<u32, 4>), end(C::Lfs_r64_m1664, far_pointer::<u64, 4>),
     end(C::Lgs_r16_m1616, far_pointer::<u16, 5>), end(C::Lgs_r32_m1632, far_pointer::<u32, 5>),
     end(C::Lgs_r64_m1664, far_pointer::<u64, 5>),
-    row(C::Rdfsbase_r32, rd_base::<u32, 4>), row(C::Rdfsbase_r64, rd_base::<u64, 4>),
-    row(C::Rdgsbase_r32, rd_base::<u32, 5>), row(C::Rdgsbase_r64, rd_base::<u64, 5>),
-    row(C::Wrfsbase_r32, wr_base::<u32, 4>), row(C::Wrfsbase_r64, wr_base::<u64, 4>),
-    row(C::Wrgsbase_r32, wr_base::<u32, 5>), row(C::Wrgsbase_r64, wr_base::<u64, 5>),
-    row(C::Swapgs, swapgs),
+    row(C::Rdfsbase_r32, rd_base::<u32, 4>).emit(emit::base), row(C::Rdfsbase_r64, rd_base::<u64, 4>).emit(emit::base),
+    row(C::Rdgsbase_r32, rd_base::<u32, 5>).emit(emit::base), row(C::Rdgsbase_r64, rd_base::<u64, 5>).emit(emit::base),
+    row(C::Wrfsbase_r32, wr_base::<u32, 4>).emit(emit::base), row(C::Wrfsbase_r64, wr_base::<u64, 4>).emit(emit::base),
+    row(C::Wrgsbase_r32, wr_base::<u32, 5>).emit(emit::base), row(C::Wrgsbase_r64, wr_base::<u64, 5>).emit(emit::base),
+    row(C::Swapgs, swapgs).emit(emit::swapgs),
 ];
 
 impl Ctx<'_> {

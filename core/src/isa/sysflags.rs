@@ -6,6 +6,7 @@ use super::traits::Width;
 use super::{Row, end, row};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::translate::system;
 use crate::vcpu::flags::bit;
 use crate::vcpu::newstack::Slot;
 use crate::vcpu::{Shadow, Vcpu, cr4};
@@ -13,8 +14,9 @@ use iced_x86::Code as C;
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    end(C::Cli, cli), end(C::Sti, sti),
-    row(C::Pushfw, pushf::<u16>), row(C::Pushfd, pushf::<u32>), row(C::Pushfq, pushf::<u64>),
+    end(C::Cli, cli).emit(system::cli), end(C::Sti, sti).emit(system::sti),
+    row(C::Pushfw, pushf::<u16>), row(C::Pushfd, pushf::<u32>).emit(system::pushf),
+    row(C::Pushfq, pushf::<u64>).emit(system::pushf),
     end(C::Popfw, popf::<u16>), end(C::Popfd, popf::<u32>), end(C::Popfq, popf::<u64>),
 ];
 

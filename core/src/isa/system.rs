@@ -2,9 +2,10 @@
 //! Source: SDM vol. 2. Registers and tables are in `control`, `desctable` and `msrs`; RFLAGS in `sysflags`.
 
 use super::insn::Insn;
-use super::{Row, end, row};
+use super::{END, NO_ACCESS, Row, end, row};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
+use crate::translate::{special, system as emit};
 use crate::vcpu::cpuid::{CpuidState, Feature};
 use crate::vcpu::descriptor::canonical;
 use crate::vcpu::flags::bit;
@@ -14,11 +15,11 @@ use iced_x86::Code as C;
 // MONITOR, MWAIT, RDPID, RSM, VMCALL and their like are not shown by any CPU model: no row, so #UD.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row(C::Cpuid, cpuid), row(C::Rdtsc, rdtsc), row(C::Rdtscp, rdtscp), row(C::Rdpmc, rdpmc),
-    end(C::Hlt, hlt), end(C::Invlpg_m, privileged_nop), end(C::Invd, privileged_nop),
+    row(C::Cpuid, cpuid), row(C::Rdtsc, rdtsc).emit(emit::rdtsc), row(C::Rdtscp, rdtscp).emit(emit::rdtsc), row(C::Rdpmc, rdpmc),
+    end(C::Hlt, hlt), INVLPG, end(C::Invd, privileged_nop),
     end(C::Wbinvd, privileged_nop), end(C::Wbnoinvd, privileged_nop),
     end(C::Invpcid_r32_m128, invpcid), end(C::Invpcid_r64_m128, invpcid),
-    end(C::Clac, set_ac::<false>), end(C::Stac, set_ac::<true>),
+    end(C::Clac, set_ac::<false>).emit(emit::set_ac), end(C::Stac, set_ac::<true>).emit(emit::set_ac),
 ];
 
 fn cpuid(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {
@@ -107,6 +108,9 @@ fn invpcid(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     };
     if ok { Ok(()) } else { Err(Exception::gp(0)) }
 }
+
+/// Nothing of it is left at CPL 0.
+const INVLPG: Row = Row { attrs: END | NO_ACCESS, ..end(C::Invlpg_m, privileged_nop).emit(special::nop) };
 
 /// CLAC, STAC: #UD outside CPL 0.
 fn set_ac<const ON: bool>(ctx: &mut Ctx<'_>, _i: &Insn) -> Exec {

@@ -11,7 +11,7 @@ use super::x87::convert::{from_bytes, to_bytes};
 use super::{Row, row};
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
-use crate::mmu::Access;
+use crate::mmu::{Access, Privilege};
 use crate::vcpu::fpu::Fpu;
 use crate::vcpu::{cr0, cr4, gpr};
 use iced_x86::Code as C;
@@ -38,13 +38,31 @@ struct Area {
     mask: u64,
     /// REX.W form: 64-bit instruction and data pointers.
     wide: bool,
+    /// Where it lies in the slab, if that is plain memory: the first bytes of it, how many they are, and the others.
+    slab: Option<(usize, usize, usize)>,
 }
 
 impl Area {
     fn load(self, ctx: &mut Ctx<'_>, at: u64, bytes: &mut [u8]) -> Exec {
+        if let Some(slab) = self.slab {
+            let ((a, n), b) = pieces(slab, at as usize, bytes.len());
+            ctx.sys.mem.ram.read_bytes(a, &mut bytes[..n]);
+            if n < bytes.len() {
+                ctx.sys.mem.ram.read_bytes(b, &mut bytes[n..]);
+            }
+            return Ok(());
+        }
         ctx.load_block(self.seg, self.base.wrapping_add(at) & self.mask, self.mask, bytes)
     }
     fn store(self, ctx: &mut Ctx<'_>, at: u64, bytes: &[u8]) -> Exec {
+        if let Some(slab) = self.slab {
+            let ((a, n), b) = pieces(slab, at as usize, bytes.len());
+            ctx.sys.mem.ram.write_bytes(a, &bytes[..n]);
+            if n < bytes.len() {
+                ctx.sys.mem.ram.write_bytes(b, &bytes[n..]);
+            }
+            return Ok(());
+        }
         ctx.store_block(self.seg, self.base.wrapping_add(at) & self.mask, self.mask, bytes)
     }
 }
@@ -66,8 +84,33 @@ fn area(
     if lin & (align - 1) != 0 {
         return Err(Exception::gp(0));
     }
-    ctx.probe(i.seg, base, size, access)?;
-    Ok(Area { seg: i.seg, base, mask: i.addr_mask, wide })
+    let slab = slab(ctx, lin, size, access);
+    if slab.is_none() {
+        ctx.probe(i.seg, base, size, access)?;
+    }
+    Ok(Area { seg: i.seg, base, mask: i.addr_mask, wide, slab })
+}
+
+/// Where an area of `size` bytes at `lin` lies in the slab, if it is plain memory and does not wrap.
+fn slab(ctx: &mut Ctx<'_>, lin: u64, size: u64, access: Access) -> Option<(usize, usize, usize)> {
+    let (first, left) = ctx.bulk_page(lin, access, Privilege::Current)?;
+    if left as u64 >= size {
+        return Some((first, left, 0));
+    }
+    let next = lin.checked_add(left as u64).filter(|n| *n <= ctx.cpu.mode.lin_mask)?;
+    let (second, _) = ctx.bulk_page(next, access, Privilege::Current)?;
+    // The second lookup may have revoked the first.
+    let (again, _) = ctx.bulk_page(lin, access, Privilege::Current)?;
+    (again == first).then_some((first, left, second))
+}
+
+/// Slab offset and length of the first piece of `len` bytes at offset `at` of an area that lies as [`Area::slab`] says, and
+/// the offset of the second.
+fn pieces((first, left, second): (usize, usize, usize), at: usize, len: usize) -> ((usize, usize), usize) {
+    match at.checked_sub(left) {
+        Some(at) => ((second + at, len), 0),
+        None => ((first + at, len.min(left - at)), second),
+    }
 }
 
 /// Bytes 0..24: control, status, abridged tags, opcode and pointers.
@@ -136,11 +179,12 @@ fn save_x87(ctx: &mut Ctx<'_>, a: Area) -> Exec {
 }
 
 fn save_xmm(ctx: &mut Ctx<'_>, a: Area) -> Exec {
-    for n in 0..xmm_count(ctx) {
-        let v = ctx.cpu.fpu.xmm[n];
-        a.store(ctx, XMM + 16 * n as u64, &v.to_le_bytes())?;
+    let mut b = [0; 256];
+    let (slots, _) = b.as_chunks_mut::<16>();
+    for (slot, v) in slots.iter_mut().zip(&ctx.cpu.fpu.xmm) {
+        *slot = v.to_le_bytes();
     }
-    Ok(())
+    a.store(ctx, XMM, &b[..16 * xmm_count(ctx)])
 }
 
 /// MXCSR and MXCSR_MASK.
@@ -150,11 +194,11 @@ fn save_mxcsr(ctx: &mut Ctx<'_>, a: Area) -> Exec {
 }
 
 fn load_xmm(ctx: &mut Ctx<'_>, a: Area) -> Result<[u128; 16], Exception> {
-    let mut xmm = ctx.cpu.fpu.xmm;
-    for (n, x) in (0..).zip(xmm.iter_mut().take(xmm_count(ctx))) {
-        let mut b = [0; 16];
-        a.load(ctx, XMM + 16 * n, &mut b)?;
-        *x = u128::from_le_bytes(b);
+    let (mut xmm, mut b, n) = (ctx.cpu.fpu.xmm, [0; 256], xmm_count(ctx));
+    a.load(ctx, XMM, &mut b[..16 * n])?;
+    let (slots, _) = b.as_chunks::<16>();
+    for (x, slot) in xmm.iter_mut().zip(slots).take(n) {
+        *x = u128::from_le_bytes(*slot);
     }
     Ok(xmm)
 }

@@ -9,9 +9,14 @@
 use super::run::{self, Run};
 use super::stubs::Stubs;
 use super::x87_image::{Image, Notes, at};
+use crate::clock::{Clock, ClockKind};
+use crate::ctx::System;
 use crate::exception::Exception;
 use crate::isa::sse::native::mxcsr;
+use crate::mmu::tlb::FETCH;
+use crate::translate::mode::ModeKey;
 use crate::translate::site::Misfit;
+use crate::translate::unit::Key;
 use crate::vcpu::{Seg, Vcpu, cr0, cr4};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::ptr::NonNull;
@@ -62,6 +67,12 @@ pub struct Frame {
     /// Address of the vCPU's general registers and of its XMM registers.
     pub gpr: u64,
     pub xmm: u64,
+    /// Address of the vCPU, and of the byte that says whether an interrupt waits for it.
+    pub cpu: u64,
+    pub intr: u64,
+    /// The TSC is this, less the budget left; if `tsc_ready`.
+    pub tsc: u64,
+    pub tsc_ready: u32,
     /// What generated code left for: the address of a `Site`, or the number of a link slot.
     pub site: u64,
     /// RFLAGS as the guest's arithmetic flags were saved, while a helper runs.
@@ -70,27 +81,72 @@ pub struct Frame {
     pub host_rsp: u64,
     /// The helper slow paths call.
     pub helper: u64,
+    /// The budget in the first iteration of a loop.
+    pub first: i64,
+    /// For a moment's use.
+    pub scratch: [u64; 4],
+    /// The stub `remember`.
+    pub remember: u64,
+    /// What remembered pages must be stamped with to be used, see [`stamp`].
+    pub stamp: u64,
+    /// The same while `sse`, else [`NO_STAMP`].
+    pub stamp_sse: u64,
+    /// What translated code remembers.
+    pub remembered: [Remembered; REMEMBERED],
     // Below: Rust only.
     /// The stub `dispatch`.
     pub dispatch: u64,
     /// Translated code may go on by itself after a helper executed the end of a block.
     pub roam: bool,
+    /// Exceptions (a bit each) a debugger wants to stop before; all of them if there are breakpoints.
+    pub stops: u32,
     /// icount = base - budget at the start of a block.
     pub base: u64,
     /// [`crate::mmu::tlb::Tlb::epoch`] when generated code was entered.
     pub epoch: u64,
-    /// [`crate::translate::mode::ModeKey`] generated code was entered in.
-    pub mode: u8,
+    /// The jump caches of all modes; 0: none yet.
+    pub jump_caches: [u64; ModeKey::COUNT],
     /// What the helper came back with a fault for.
     pub fault: Exception,
     /// The block in which something keeps missing, if one was found.
     pub adapt: Option<Misfit>,
+    /// The block the budget was used up in.
+    pub sampled: Option<Key>,
     /// The run in progress.
     pub run: *mut Run,
 }
 
 /// Windows a block may have open besides the one in R15.
 pub const WINDOWS: usize = 4;
+
+/// Pages a lookup found, which are neighbours in linear memory and in the slab; or (see `translate::hot`) what the
+/// pages of a block were remembered under.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Remembered {
+    /// Base of the first linear page, or the stamp.
+    pub tag: u64,
+    /// Offsets from there below this may be accessed; 0: no pages.
+    pub limit: u64,
+    /// Host address of the first page.
+    pub host: u64,
+    /// How often others may still be found before somebody asks whether this is worth it.
+    pub left: i32,
+    /// A page less the size of the access.
+    pub room: u32,
+}
+
+/// Pages remembered at most, by all blocks together.
+pub const REMEMBERED: usize = 4096;
+
+/// Neither a stamp nor what a line that was never used holds in its place, with any bits of a view.
+const NO_STAMP: u64 = 1;
+
+/// Names what is remembered in one TLB array as long as nothing is revoked.
+pub const fn stamp(array: u32, epoch: u64) -> u64 {
+    const { assert!(crate::mmu::asid::ASIDS * crate::mmu::tlb::ARRAYS <= 1 << 10) };
+    (epoch + 1) << 10 | array as u64
+}
 
 macro_rules! offsets {
     ($t:ty: $($name:ident = $field:ident $(. $inner:ident)?;)*) => {
@@ -128,10 +184,20 @@ offsets! { i32:
     RESUME = resume;
     GPR = gpr;
     XMM = xmm;
+    CPU = cpu;
+    INTR = intr;
+    TSC = tsc;
+    TSC_READY = tsc_ready;
     SITE = site;
     FLAGS = flags;
     HOST_RSP = host_rsp;
     HELPER = helper;
+    FIRST = first;
+    SCRATCH = scratch;
+    REMEMBER = remember;
+    STAMP = stamp;
+    STAMP_SSE = stamp_sse;
+    PAGES = remembered;
 }
 
 /// Where the guest's saved flags are, relative to the frame.
@@ -140,7 +206,8 @@ pub const FLAGS_BELOW: i8 = -8;
 /// Bytes of stack below the frame, for helpers: device models and recorders run on it.
 const STACK: usize = 2 << 20;
 const GUARD: usize = 4096;
-const TOTAL: usize = GUARD + STACK + 4096;
+const FRAME: usize = size_of::<Frame>().next_multiple_of(4096);
+const TOTAL: usize = GUARD + STACK + FRAME;
 
 /// A frame and the stack below it, with a guard page at its end.
 pub struct FrameStack {
@@ -153,7 +220,6 @@ unsafe impl Send for FrameStack {}
 impl FrameStack {
     /// A frame for code that calls `stubs`; the rest is set when it is entered.
     pub fn new(stubs: &Stubs) -> std::io::Result<Self> {
-        const { assert!(size_of::<Frame>() <= 4096) };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let p = unsafe {
@@ -165,9 +231,10 @@ impl FrameStack {
         // SAFETY: the first page of the mapping just made; nothing has been put there.
         unsafe { mprotect(p, GUARD, MprotectFlags::empty()) }?;
         let frame = this.get();
-        frame.adapt = None;
+        (frame.adapt, frame.sampled) = (None, None);
         (frame.slow, frame.leave, frame.dispatch) = (stubs.slow, stubs.leave, stubs.dispatch);
         (frame.enter_sse, frame.slow_x87) = (stubs.enter_sse, stubs.slow_x87);
+        frame.remember = stubs.remember;
         frame.helper = run::helper as *const () as u64;
         frame.host_mxcsr = super::thunk::HOST_MXCSR;
         Ok(this)
@@ -203,11 +270,20 @@ pub fn sse_native(cpu: &Vcpu) -> bool {
 
 impl Frame {
     /// Takes over what generated code needs of a vCPU's derived state.
-    pub fn refresh(&mut self, cpu: &Vcpu, tlb: &crate::mmu::tlb::Tlb) {
-        self.tlb = tlb.base(cpu.tlb.0) as u64;
-        self.itlb = tlb.base(cpu.tlb.0 | 4) as u64;
+    pub fn refresh(&mut self, cpu: &Vcpu, sys: &System) {
+        self.refresh_tlb(cpu, sys);
+        self.stamp = stamp(cpu.tlb.0, sys.mem.tlb.epoch());
+        self.stamp_sse = if self.sse == 0 { NO_STAMP } else { self.stamp };
         self.refresh_bases(cpu);
         self.refresh_sse(cpu);
+        self.refresh_tsc(cpu, &sys.clock);
+    }
+
+    /// Takes over what RDTSC needs if it may be executed at every CPL and asks nobody.
+    fn refresh_tsc(&mut self, cpu: &Vcpu, clock: &Clock) {
+        let plain = clock.kind == ClockKind::Virtual && clock.ns_per_insn == 1;
+        self.tsc_ready = (plain && cpu.cr4 & cr4::TSD == 0).into();
+        self.tsc = self.base.wrapping_add(clock.skew).wrapping_add(cpu.msr.tsc_offset);
     }
 
     /// Moves the x87 state and what was noted of it into the vCPU; true if the state was not there. A helper may do this
@@ -225,6 +301,13 @@ impl Frame {
     pub fn give_x87(&mut self, cpu: &Vcpu) {
         self.x87_image.set(&cpu.fpu);
         self.x87 = at::IMAGE;
+    }
+
+    /// Takes over which TLB arrays are used.
+    pub fn refresh_tlb(&mut self, cpu: &Vcpu, sys: &System) {
+        let tlb = &sys.mem.tlb;
+        self.tlb = tlb.base(cpu.tlb.0) as u64;
+        self.itlb = tlb.base(cpu.tlb.0 | FETCH) as u64;
     }
 
     /// Takes over the bases of FS and GS.

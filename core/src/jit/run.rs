@@ -31,6 +31,8 @@ pub enum Left {
     Boundary,
     /// The instruction at RIP raised an exception.
     Fault(Exception),
+    /// Delivering an exception shut the vCPU down.
+    TripleFault,
 }
 
 /// Runs translated code from `code` on. The frame's derived fields and flags have been set; afterwards the vCPU's
@@ -39,6 +41,8 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     let mut run = Run { ctx: std::ptr::from_mut(ctx).cast(), panic: None };
     let frame = stack.get();
     frame.gpr = ctx.cpu.gpr.as_mut_ptr() as u64;
+    frame.cpu = std::ptr::from_mut(ctx.cpu) as u64;
+    frame.intr = ctx.sys.board.intr_address(ctx.cpu.index);
     frame.xmm = ctx.cpu.fpu.xmm.as_mut_ptr() as u64;
     frame.notes.clear();
     frame.run = &raw mut run;
@@ -63,6 +67,7 @@ pub fn enter(stack: &mut FrameStack, stubs: &Stubs, code: u64, ctx: &mut Ctx<'_>
     match status {
         0 => Left::Link(frame.site as u32),
         2 => Left::Fault(frame.fault),
+        3 => Left::TripleFault,
         _ => Left::Boundary,
     }
 }
@@ -79,6 +84,7 @@ pub(super) extern "sysv64" fn helper(frame: *mut Frame, site: *const Site) -> u3
         Ok(Outcome::Resume) => 0,
         Ok(Outcome::Leave) => 1,
         Ok(Outcome::Fault) => 2,
+        Ok(Outcome::TripleFault) => 3,
         Err(p) => {
             run.panic = Some(p);
             1

@@ -8,8 +8,8 @@
 #![allow(clippy::useless_conversion)]
 
 use super::frame::{
-    BUDGET, FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, SITE, SSE, TARGET,
-    X87, X87_IMAGE, XMM,
+    BUDGET, FLAGS, FLAGS_BELOW, GPR, HELPER, HIGH, HOST_MXCSR, HOST_RSP, MXCSR, RESUME, Remembered, SCRATCH,
+    SITE, SSE, STAMP, STAMP_SSE, TARGET, X87, X87_IMAGE, XMM,
 };
 use super::x87_image::at;
 use crate::translate::jump_cache;
@@ -38,6 +38,8 @@ pub struct Stubs {
     pub slow_x87: u64,
     /// Loads the guest's SSE state and jumps to the frame's `resume`. RAX is lost; RFLAGS stay.
     pub enter_sse: u64,
+    /// Remembers a page, R15, in the line RAX points to: see [`remember`].
+    pub remember: u64,
 }
 
 type Asm = VecAssembler<X64Relocation>;
@@ -105,6 +107,13 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
     dynasm!(a ; .arch x64 ; mov rax, [BYTE rsp + TARGET]);
     let miss = a.new_dynamic_label();
     jump_cache::lookup(&mut a, miss);
+    dynasm!(a ; .arch x64
+        ; jmp QWORD [BYTE r15 + jump_cache::CODE]
+        ; =>miss
+        ; mov rax, [BYTE rsp + TARGET]
+    );
+    let miss = a.new_dynamic_label();
+    jump_cache::lookup_beside(&mut a, miss);
     dynasm!(a ; .arch x64 ; jmp QWORD [BYTE r15 + jump_cache::CODE] ; =>miss);
     store_state(&mut a);
     dynasm!(a ; .arch x64
@@ -131,10 +140,75 @@ pub fn assemble(base: u64) -> Result<(Vec<u8>, Stubs), DynasmError> {
 
     // Nothing is pushed: the guest's flags are below the frame.
     let enter_sse = here(&a);
-    dynasm!(a ; .arch x64 ; mov DWORD [rsp + SSE], 1 ; mov rax, [rsp + XMM]);
+    dynasm!(a ; .arch x64
+        ; mov DWORD [rsp + SSE], 1
+        ; mov rax, [rsp + STAMP]
+        ; mov [rsp + STAMP_SSE], rax
+        ; mov rax, [rsp + XMM]
+    );
     load_xmm(&mut a);
     dynasm!(a ; .arch x64 ; ldmxcsr [rsp + MXCSR] ; jmp QWORD [rsp + RESUME]);
-    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87, dispatch, enter_sse }))
+    let remembers = here(&a);
+    remember(&mut a);
+    Ok((a.finalize()?, Stubs { enter, leave, slow, slow_x87, dispatch, enter_sse, remember: remembers }))
+}
+
+/// The linear page in R15, at the host address in the second word of the frame's scratch, joins those in the line RAX points
+/// to if it is their neighbour in both, else it replaces them. The first word is an offset in it, which comes back in R15 as
+/// an offset from where the line begins. Goes on at the frame's `resume`; RFLAGS and RAX are lost.
+fn remember(a: &mut Asm) {
+    const OFFSET: i32 = SCRATCH;
+    const PAGE: i32 = SCRATCH + 8;
+    const RCX: i32 = SCRATCH + 16;
+    const RDX: i32 = SCRATCH + 24;
+    const TAG: i8 = std::mem::offset_of!(Remembered, tag) as i8;
+    const LIMIT: i8 = std::mem::offset_of!(Remembered, limit) as i8;
+    const HOST: i8 = std::mem::offset_of!(Remembered, host) as i8;
+    const ROOM: i8 = std::mem::offset_of!(Remembered, room) as i8;
+    dynasm!(a ; .arch x64
+        ; mov [rsp + RCX], rcx
+        ; mov [rsp + RDX], rdx
+        // Empty?
+        ; mov rdx, [BYTE rax + LIMIT]
+        ; test rdx, rdx
+        ; je >replace
+        // As far from the line's first page here as there?
+        ; mov rcx, [rsp + PAGE]
+        ; sub rcx, [BYTE rax + HOST]
+        ; sub r15, [BYTE rax + TAG]
+        ; cmp r15, rcx
+        ; jne >other
+        // RDX = length of the line's pages.
+        ; mov ecx, [BYTE rax + ROOM]
+        ; sub rdx, rcx
+        ; add rdx, 4095
+        ; cmp r15, rdx
+        ; je >behind
+        ; cmp r15, -4096
+        ; je >before
+        ; other:
+        ; add r15, [BYTE rax + TAG]
+        ; replace:
+        ; mov [BYTE rax + TAG], r15
+        ; mov rcx, [rsp + PAGE]
+        ; mov [BYTE rax + HOST], rcx
+        ; mov ecx, [BYTE rax + ROOM]
+        ; add rcx, 1
+        ; mov [BYTE rax + LIMIT], rcx
+        ; mov r15, [rsp + OFFSET]
+        ; jmp >done
+        ; before:
+        ; add [BYTE rax + TAG], r15
+        ; add [BYTE rax + HOST], r15
+        ; xor r15d, r15d
+        ; behind:
+        ; add r15, [rsp + OFFSET]
+        ; add QWORD [BYTE rax + LIMIT], 4096
+        ; done:
+        ; mov rcx, [rsp + RCX]
+        ; mov rdx, [rsp + RDX]
+        ; jmp QWORD [rsp + RESUME]
+    );
 }
 
 /// The guest's XMM registers, which RAX points to, into the host's.

@@ -10,6 +10,7 @@ use crate::ctx::{Ctx, System};
 use crate::engine::filter::AddressFilter;
 use crate::engine::hooks::{Hooks, WatchHit};
 use crate::engine::hooks::{Observer, Occurrence};
+use crate::engine::interrupts::InterruptWatch;
 use crate::engine::{Engine, JitOptions};
 use crate::exception::Exception;
 use crate::hash::{MemoryHash, StateHash};
@@ -103,6 +104,7 @@ impl Vm {
         clock.ns_per_insn = config.ns_per_insn.max(1);
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: 0,
             mem,
             mmu: Mmu::new(),
@@ -110,6 +112,7 @@ impl Vm {
             clock,
             input,
             output,
+            interrupts: InterruptWatch::default(),
             observer: Observer::default(),
         };
         let mut vm = Self {
@@ -155,6 +158,7 @@ impl Vm {
             t.flush(&mut self.sys.mem);
         }
         self.drop_derived();
+        self.note_interrupts();
         Ok(())
     }
 
@@ -216,6 +220,7 @@ impl Vm {
                 board.input(event, &mut bus);
             }
         }
+        self.note_interrupts();
     }
 
     /// The current point.

@@ -7,11 +7,11 @@ use super::switch::array;
 use super::tlb::{FETCH, Fill};
 use super::walk::{Format, Miss, Rights, pf, walk};
 use super::{Access, Mmu, Paging, Privilege, View};
-use crate::addr::{Asid, Gpa, PAGE_SHIFT};
+use crate::addr::{Asid, Gpa, PAGE_SHIFT, PAGE_SIZE};
 use crate::ctx::Ctx;
 use crate::engine::hooks::Occurrence;
 use crate::exception::{Exception, vector};
-use crate::mem::{Memory, Target, page};
+use crate::mem::{Memory, Target, Traced, page};
 use crate::vcpu::segment::attr;
 
 /// A translated piece of an access, inside one page.
@@ -91,10 +91,11 @@ impl Ctx<'_> {
         mmu.sync(mem);
         mmu.counters.misses += 1;
         let found = mmu.translate(mem, asid, lin, access, view);
-        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() || mem.tlb.epoch() != epoch {
-            // An accessed or dirty bit lies in code or in a watched page, or a translation has gone: the next
-            // instruction is fetched anew.
+        // An accessed or dirty bit lies in code or in a watched page, or a translation has gone.
+        if !mem.code_writes.is_empty() || !mem.watch_writes.is_empty() {
             self.sys.end_block();
+        } else if mem.tlb.epoch() != epoch {
+            self.sys.refetch();
         }
         found
     }
@@ -140,6 +141,28 @@ impl Ctx<'_> {
             left -= here;
             at = self.next_page(at);
         }
+    }
+
+    /// The page of `lin`, which may be written, is about to be written like data: if it was traced as a page table, what
+    /// was derived from it goes, and true is returned.
+    #[cold]
+    pub(crate) fn untrace(&mut self, lin: u64) -> bool {
+        let (view, lin) = (self.view(Privilege::Current), self.wrap(lin));
+        // A misaligned element would have to fault before anything happens.
+        if view == View::UserAligned {
+            return false;
+        }
+        let Ok(Place { gpa, target: Target::Ram(off) }) = self.resolve(lin, Access::Write, view) else {
+            return false;
+        };
+        let mem = &mut self.sys.mem;
+        if mem.flags[off >> PAGE_SHIFT] & page::TABLE == 0 {
+            return false;
+        }
+        mem.table_writes.push(Traced { gpa: gpa.page(), len: PAGE_SIZE as u32 });
+        self.sys.mmu.sync(mem);
+        self.sys.refetch();
+        true
     }
 
     /// Reads `len` (1 to 16) bytes, zero-extended.
@@ -242,8 +265,10 @@ impl Ctx<'_> {
             self.sys.mmu.sync(mem);
         }
         // Code was overwritten, or a translation has gone that the next instruction may be fetched through.
-        if flags & page::CODE != 0 || mem.tlb.epoch() != epoch {
+        if flags & page::CODE != 0 {
             self.sys.end_block();
+        } else if mem.tlb.epoch() != epoch {
+            self.sys.refetch();
         }
     }
 

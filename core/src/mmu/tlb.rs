@@ -17,7 +17,7 @@ use crate::vcpu::descriptor::canonical;
 use std::ops::Range;
 
 /// log2 of the entries of an array.
-pub const ENTRY_BITS: u32 = 12;
+pub const ENTRY_BITS: u32 = 13;
 /// Entries of an array.
 pub const ENTRIES: usize = 1 << ENTRY_BITS;
 /// Entries of a 64th of an array.

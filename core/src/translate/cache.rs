@@ -1,23 +1,26 @@
 //! The code cache: translated blocks, found by key, linked to each other, killed when their bytes are written, and evicted
 //! segment by segment when the buffer is full.
 
+use super::adapt::Adapted;
 use super::emit::{self, Became, Need, Target, Tools};
 use super::exits::Slot;
+use super::hot::Lines;
 use super::jump_cache::{JumpCache, JumpEntry};
 use super::mode::ModeKey;
-use super::site::{Misfit, Site};
+use super::site::{REPLACED, Site};
 use super::unit::{Analyser, Key, Unit};
 use crate::addr::Gpa;
 use crate::engine::JitOptions;
 use crate::isa;
 use crate::jit::buffer::CodeBuffer;
-use crate::jit::frame::FrameStack;
+use crate::jit::frame::{FrameStack, Remembered};
 use crate::jit::stubs::{self, Stubs};
 use crate::mem::blocks::{BlockIndex, Extent, Marks};
 use crate::mem::{Memory, Traced};
 use crate::mmu::tlb::{ENTRIES, Entry, token};
 use crate::vcpu::cpuid::CpuModel;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Bytes of host code kept, unless told otherwise.
 pub const BUFFER: usize = 128 << 20;
@@ -27,17 +30,6 @@ const SEGMENTS: usize = 8;
 const STUBS: usize = 4096;
 /// Link slots of a block at most.
 const SLOTS: u32 = super::MAX_SIDE_EXITS as u32 + 2;
-
-/// What was learnt about a block.
-#[derive(Clone, Copy, Debug, Default)]
-struct Adapted {
-    no_windows: bool,
-    /// Instructions that are called: a bit each.
-    called: u64,
-}
-
-/// Blocks something is remembered about at most.
-const MAX_ADAPTED: usize = 1 << 16;
 
 /// A translated block.
 #[derive(Debug)]
@@ -69,6 +61,11 @@ pub struct Block {
     _sites: Vec<Box<Site>>,
     /// Tells blocks that had the same number one after the other apart.
     serial: u64,
+    /// It is translated for speed; the lines of the frame it uses for that.
+    pub(super) hot: bool,
+    pub(super) lines: Range<u32>,
+    /// How often the budget was used up in it.
+    pub(super) samples: u32,
     marks: Marks,
 }
 
@@ -96,6 +93,8 @@ pub struct Stats {
     pub evicted: u64,
     /// Blocks translated again because a lookup in them kept missing.
     pub adapted: u64,
+    /// Blocks translated again because they run often.
+    pub hot: u64,
     /// Links made.
     pub links: u64,
     /// Times generated code was entered.
@@ -109,7 +108,7 @@ pub struct Translator {
     buffer: CodeBuffer,
     pub(crate) stubs: Stubs,
     pub(crate) stack: FrameStack,
-    blocks: Vec<Option<Block>>,
+    pub(super) blocks: Vec<Option<Block>>,
     free: Vec<u32>,
     by_key: HashMap<Key, u32>,
     /// Direct-mapped in front of `by_key`.
@@ -122,7 +121,8 @@ pub struct Translator {
     next: usize,
     jump_caches: Vec<Option<JumpCache>>,
     /// Blocks in which lookups kept missing.
-    adapted: HashMap<Key, Adapted>,
+    pub(super) adapted: HashMap<Key, Adapted>,
+    pub(super) lines: Lines,
     pub options: JitOptions,
     pub stats: Stats,
     serial: u64,
@@ -157,6 +157,7 @@ impl Translator {
             segment: 0,
             next: STUBS,
             adapted: HashMap::new(),
+            lines: Lines::default(),
             jump_caches: (0..ModeKey::COUNT).map(|_| None).collect(),
             options,
             stats: Stats::default(),
@@ -200,7 +201,10 @@ impl Translator {
 
     /// Address of the jump cache of a mode.
     pub(crate) fn jump_cache(&mut self, mode: ModeKey) -> u64 {
-        self.jump_caches[usize::from(mode.0)].get_or_insert_with(JumpCache::default).address()
+        let n = usize::from(mode.0);
+        let address = self.jump_caches[n].get_or_insert_with(JumpCache::default).address();
+        self.stack.get().jump_caches[n] = address;
+        address
     }
 
     /// Makes indirect jumps find block `id`.
@@ -226,7 +230,10 @@ impl Translator {
     ) -> Option<u32> {
         let unit = match second {
             Some(s) => self.straddling(key, mem, s.page())?,
-            None => self.analyser.unit(key, mem.code_bytes(key.gpa)?, stop),
+            None => {
+                let sides = if self.is_hot(&key) { super::MAX_SIDE_EXITS } else { super::SIDE_EXITS };
+                self.analyser.unit(key, mem.code_bytes(key.gpa)?, sides, stop)
+            }
         };
         if unit.items.is_empty() { None } else { self.add(unit, mem) }
     }
@@ -243,7 +250,7 @@ impl Translator {
             return None;
         }
         let (bytes, first) = mem.straddling_bytes(key.gpa, second)?;
-        let mut unit = self.analyser.unit(key, &bytes, &|_| true);
+        let mut unit = self.analyser.unit(key, &bytes, 0, &|_| true);
         if unit.items.first()?.insn.code == 0 || unit.len as usize <= first {
             return None;
         }
@@ -262,13 +269,18 @@ impl Translator {
             let called = (0..).zip(&mut unit.items).filter(|(n, it)| a.called >> n & 1 != 0 && !it.end);
             called.for_each(|(_, it)| it.make_call());
         }
-        let target = Target { options, first_slot: id * SLOTS };
+        let hot = self.is_hot(&unit.key).then(|| self.plan(&unit, mem));
+        let given = hot.as_ref().map_or(0..0, |p| p.lines.clone());
+        let target = Target { options, first_slot: id * SLOTS, hot };
         let code = emit::translate(&mut self.tools, &mut unit, &target);
+        let used = code.as_ref().map_or(given.start, |c| c.lines.end.max(given.start));
+        self.lines.give_back(used..given.end);
         if code.as_ref().is_ok_and(|c| !self.fits(c.bytes.len())) {
             self.next_segment(mem);
         }
         let Some(code) = code.ok().filter(|c| self.fits(c.bytes.len()) && c.slots.len() <= SLOTS as usize)
         else {
+            self.lines.give_back(given.start..used);
             self.free.push(id);
             return None;
         };
@@ -293,6 +305,11 @@ impl Translator {
         let key = unit.key;
         let extent = Extent { gpa: key.gpa, len: unit.len, second: unit.second };
         let marks = self.index.insert(id, &extent, mem);
+        let hot = self.is_hot(&key);
+        let mine = code.lines.start as usize..code.lines.end as usize;
+        if let Some(l) = self.stack.get().remembered.get_mut(mine) {
+            l.fill(Remembered { left: REPLACED, ..Remembered::default() });
+        }
         self.in_segment[self.segment].push((id, self.serial));
         self.by_key.insert(key, id);
         self.recent[Self::recent_slot(&key)] = id;
@@ -314,6 +331,9 @@ impl Translator {
             incoming: Vec::new(),
             _sites: code.sites,
             serial: self.serial,
+            hot,
+            lines: code.lines,
+            samples: 0,
             marks,
         });
     }
@@ -395,7 +415,7 @@ impl Translator {
         self.patch_jump(at + s.jump, cold);
     }
 
-    fn kill(&mut self, id: u32, mem: &mut Memory) {
+    pub(super) fn kill(&mut self, id: u32, mem: &mut Memory) {
         let Some(b) = self.blocks.get_mut(id as usize).and_then(Option::take) else { return };
         self.by_key.remove(&b.key);
         for slot in &b.incoming {
@@ -411,6 +431,7 @@ impl Translator {
         if let Some(c) = &mut self.jump_caches[usize::from(b.key.mode.0)] {
             c.remove(b.key.rip, b.saved_entry);
         }
+        self.lines.give_back(b.lines.clone());
         self.index.remove(id, &b.extent(), b.marks, mem);
         self.free.push(id);
     }
@@ -423,26 +444,6 @@ impl Translator {
                 self.stats.written += 1;
                 self.kill(id, mem);
             }
-        }
-    }
-
-    /// Lets the block of `m` be translated again without the lookup that keeps missing.
-    pub(crate) fn adapt(&mut self, m: Misfit, mem: &mut Memory) {
-        if !self.options.adapt {
-            return;
-        }
-        if self.adapted.len() >= MAX_ADAPTED {
-            self.adapted.clear();
-        }
-        let a = self.adapted.entry(m.block).or_default();
-        if m.window && !a.no_windows {
-            a.no_windows = true;
-        } else {
-            a.called |= 1 << (m.index & 63);
-        }
-        if let Some(id) = self.find(&m.block) {
-            self.stats.adapted += 1;
-            self.kill(id, mem);
         }
     }
 
@@ -468,8 +469,10 @@ impl Translator {
         self.by_key.clear();
         self.recent.fill(NONE);
         self.index.clear();
+        self.lines = Lines::default();
         self.in_segment.iter_mut().for_each(Vec::clear);
         self.jump_caches.fill_with(|| None);
+        self.stack.get().jump_caches = [0; ModeKey::COUNT];
         (self.segment, self.next) = (0, STUBS);
     }
 }

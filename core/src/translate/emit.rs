@@ -2,6 +2,7 @@
 //! are, the open windows, whether the budget was checked) and the order of entries, body and cold code.
 
 use super::exits::{Cold, Pending, Slot};
+use super::hot::{Hot, Plan};
 use super::recipe::Recipe;
 use super::site::{FlagsAt, Site, What};
 use super::unit::{Item, Unit};
@@ -14,8 +15,9 @@ use crate::jit::frame::{FLAGS_BELOW, SSE};
 use crate::jit::stubs::{HOST, IN_FRAME};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmError, DynasmLabelApi, VecAssembler, dynasm};
-use iced_x86::Encoder;
+use iced_x86::{Encoder, Mnemonic};
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The emitter cannot express this operand combination: the instruction is to be called.
@@ -31,6 +33,12 @@ pub struct FlagState {
     pub saved: bool,
     /// Computable from registers.
     pub recipe: Option<Recipe>,
+    /// If `saved`: that was in a loop's first iteration, in later ones they are computed so.
+    pub later: Option<Recipe>,
+}
+
+impl FlagState {
+    pub const SAVED: Self = Self { host: false, saved: true, recipe: None, later: None };
 }
 
 /// What a block wants of the flags at its entry.
@@ -66,6 +74,8 @@ pub struct Code {
     pub starts: Vec<usize>,
     pub cold: usize,
     pub became: Became,
+    /// Lines of the frame it uses.
+    pub lines: Range<u32>,
 }
 
 pub(crate) type Asm = VecAssembler<X64Relocation>;
@@ -109,13 +119,17 @@ pub struct Emitter<'a> {
     pub(super) encoder: &'a mut Encoder,
     /// First link-slot number of the block.
     pub(super) first_slot: u32,
+    /// The block is translated for speed.
+    pub(super) hot: Option<Hot>,
 }
 
 /// What the emitter needs besides the unit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     pub options: JitOptions,
     pub first_slot: u32,
+    /// The block is to be translated for speed.
+    pub hot: Option<Plan>,
 }
 
 /// Translates a unit. Fails only if an internal limit (a displacement) is exceeded.
@@ -123,11 +137,14 @@ pub fn translate(tools: &mut Tools, unit: &mut Unit, target: &Target) -> Result<
     if !target.options.identical {
         unit.items.iter_mut().filter(|it| !it.end).for_each(Item::make_call);
     }
+    if !target.options.system {
+        unit.items.iter_mut().filter(|it| it.system).for_each(Item::make_call);
+    }
     if !target.options.sse {
         unit.items.iter_mut().filter(|it| it.sse).for_each(Item::make_call);
     }
     loop {
-        unit.place_sse();
+        unit.place_sse(target.hot.is_some());
         match attempt(tools, unit, target) {
             Ok(code) => return Ok(code),
             Err(Stop::Unsupported(k)) => {
@@ -167,9 +184,10 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
         pending: Vec::new(),
         encoder: &mut tools.encoder,
         first_slot: target.first_slot,
+        hot: target.hot.as_ref().and_then(|p| Hot::new(unit, &target.options, p)),
     };
     e.budget_at = e.place_budget();
-    let need = e.need();
+    let need = if e.hot.is_some() { Need::Saved } else { e.need() };
     let (host_entry, saved_entry) = e.entries(need);
     let mut became = Became::default();
     let mut starts = Vec::with_capacity(unit.items.len());
@@ -189,9 +207,10 @@ fn attempt(tools: &mut Tools, unit: &Unit, target: &Target) -> Result<Code, Stop
     }
     let cold = e.a.offset().0;
     e.cold_code()?;
-    let Emitter { a, slots, sites, .. } = e;
+    let Emitter { a, slots, sites, hot, .. } = e;
     let bytes = a.take().map_err(Stop::Dynasm)?;
-    Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, cold, became })
+    let lines = hot.as_ref().map_or(0..0, Hot::used);
+    Ok(Code { bytes, host_entry, saved_entry, need, slots, sites, starts, cold, became, lines })
 }
 
 impl Emitter<'_> {
@@ -245,22 +264,25 @@ impl Emitter<'_> {
         let first = self.a.offset().0;
         let entries = match need {
             Need::Nothing => {
-                self.flags = FlagState { host: true, saved: true, recipe: None };
+                self.flags = FlagState { host: true, ..FlagState::SAVED };
                 (first, first)
             }
             Need::Saved => {
                 self.emit_save();
-                self.flags = FlagState { host: false, saved: true, recipe: None };
+                self.flags = FlagState::SAVED;
                 (first, self.a.offset().0)
             }
             Need::Host => {
                 self.emit_restore();
-                self.flags = FlagState { host: true, saved: false, recipe: None };
+                self.flags = FlagState { host: true, ..FlagState::default() };
                 (self.a.offset().0, first)
             }
         };
         if let Some(second) = self.unit.second {
             self.check_second_page(second);
+        }
+        if self.hot.is_some() {
+            self.top();
         }
         entries
     }
@@ -300,7 +322,7 @@ impl Emitter<'_> {
             let usable = f.recipe.filter(|r| self.options.lazy_flags && self.recipe_suffices(r));
             if usable.is_none() {
                 self.emit_save();
-                self.flags.saved = true;
+                (self.flags.saved, self.flags.later) = (true, None);
             }
         }
         self.flags.host = false;
@@ -308,7 +330,7 @@ impl Emitter<'_> {
 
     /// Are the flags, computable by `r` now, overwritten before anyone but a fault or an exit needs them, and stay
     /// computable until then?
-    fn recipe_suffices(&self, r: &Recipe) -> bool {
+    pub(super) fn recipe_suffices(&self, r: &Recipe) -> bool {
         for it in &self.items()[self.k.min(self.items().len())..] {
             if it.reads != 0 {
                 return false;
@@ -338,7 +360,7 @@ impl Emitter<'_> {
 
     /// After an instruction that wrote flags into RFLAGS.
     pub(crate) fn flags_written(&mut self, recipe: Option<Recipe>) {
-        self.flags = FlagState { host: true, saved: false, recipe };
+        self.flags = FlagState { host: true, recipe, ..FlagState::default() };
     }
 
     /// General registers in `mask` were written: recipes that need their old values are void.
@@ -353,7 +375,8 @@ impl Emitter<'_> {
         if self.k == self.budget_at && !it.is_site() {
             self.check_budget();
         }
-        if it.enters_sse {
+        // A block translated for speed has done this at its top.
+        if it.enters_sse && !(self.k == 0 && self.hot.is_some()) {
             self.enter_sse();
         }
         match it.translate {
@@ -383,11 +406,13 @@ impl Emitter<'_> {
         self.windows.clear();
         self.before_clobber();
         self.check_budget_here();
-        let what = if it.end { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
+        // The interrupt STI enables comes behind the next instruction.
+        let last = it.end || it.i.mnemonic() == Mnemonic::Sti;
+        let what = if last { What::Finish { count: 1 } } else { What::Execute { count: 1 } };
         let site = self.site(what);
         self.call_x87(it, site);
         self.go_slow(site);
-        self.flags = FlagState { host: false, saved: true, recipe: None };
+        self.flags = FlagState::SAVED;
     }
 
     /// A site before the current instruction.
@@ -395,6 +420,7 @@ impl Emitter<'_> {
         let k = self.k;
         let rip = self.items().get(k).map_or_else(|| self.end_rip(), |it| it.rip);
         let flags = match self.flags {
+            FlagState { saved: true, later: Some(r), .. } => FlagsAt::Loop(r),
             FlagState { saved: true, .. } => FlagsAt::Saved,
             FlagState { recipe: Some(r), .. } => FlagsAt::Recipe(r),
             _ => FlagsAt::Saved,
@@ -410,6 +436,8 @@ impl Emitter<'_> {
             lookup: false,
             block: self.unit.key,
             futile: Cell::new(0),
+            line: None,
+            since: Cell::new(0),
             note: self.note,
             x87: self.x87_at(what),
             resume: 0,
@@ -442,7 +470,7 @@ impl Emitter<'_> {
     }
 
     /// Makes sure the guest's SSE registers are in the host's. Windows stay.
-    fn enter_sse(&mut self) {
+    pub(super) fn enter_sse(&mut self) {
         self.before_clobber();
         self.check_budget_here();
         let rest = (self.items().len() - self.k) as u32;

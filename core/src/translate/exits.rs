@@ -2,7 +2,9 @@
 //! the code off the straight path.
 
 use super::emit::{Emitter, FlagState, Stop, Unsupported};
+use super::hot::{Entered, Refill};
 use super::site::What;
+use super::window::Constant;
 use super::x87::{Note, X87At};
 use crate::jit::frame::{ENTER_SSE, LEAVE, RESUME, SLOW, SLOW_X87, SSE_READY};
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
@@ -49,6 +51,21 @@ pub(super) enum Cold {
         rest: i32,
         note: Note,
     },
+    /// The stamp of what is remembered is another.
+    Forget {
+        from: DynamicLabel,
+        back: DynamicLabel,
+        site: usize,
+    },
+    Refill(Refill),
+    Entered(Entered),
+    /// The host address of an address known now is to be found again.
+    Constant {
+        from: DynamicLabel,
+        back: DynamicLabel,
+        line: u32,
+        lookup: Constant,
+    },
 }
 
 /// Where a slow path comes back to.
@@ -70,7 +87,12 @@ pub(super) struct Pending {
 impl Emitter<'_> {
     /// A label that leads out of the block, to the engine.
     pub(super) fn leave_label(&mut self) -> DynamicLabel {
-        let site = self.site(What::Budget);
+        self.site_label(What::Budget)
+    }
+
+    /// A label that leads out of the block, to a site before the current instruction.
+    pub(super) fn site_label(&mut self, what: What) -> DynamicLabel {
+        let site = self.site(what);
         let from = self.a.new_dynamic_label();
         self.cold.push(Cold::Slow { from, site, resume: None });
         from
@@ -199,7 +221,7 @@ impl Emitter<'_> {
     /// Stores what is not noted yet, on the way out through `slot`.
     fn store_notes(&mut self, note: Note, slot: usize) -> Result<(), Unsupported> {
         let Slot { host, saved, .. } = self.slots[slot];
-        (self.note, self.flags) = (note, FlagState { host, saved, recipe: None });
+        (self.note, self.flags) = (note, FlagState { host, saved, ..FlagState::default() });
         self.flush_all_notes()?;
         (self.slots[slot].host, self.slots[slot].saved) = (self.flags.host, self.flags.saved);
         Ok(())
@@ -238,12 +260,16 @@ impl Emitter<'_> {
     }
 
     pub(super) fn cold_code(&mut self) -> Result<(), Stop> {
-        for n in 0..self.cold.len() {
-            match self.cold[n] {
+        for c in std::mem::take(&mut self.cold) {
+            match c {
                 Cold::Slow { from, site, resume } => self.cold_slow(from, site, resume),
                 Cold::Sse { from, site, back } => self.cold_sse(from, site, back),
                 Cold::Exit { from, slot } => self.cold_exit(from, slot),
                 Cold::Side { from, slot, rest, note } => self.cold_side(from, slot, rest, note)?,
+                Cold::Forget { from, back, site } => self.cold_forget(from, back, site),
+                Cold::Refill(r) => self.cold_refill(&r),
+                Cold::Entered(e) => self.cold_entered(&e),
+                Cold::Constant { from, back, line, lookup } => self.cold_constant(from, back, line, &lookup),
             }
         }
         Ok(())

@@ -117,6 +117,7 @@ impl Survey {
         let config = MachineConfig::default();
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(1 << 20, 0)?,
             mmu: Mmu::new(),
@@ -124,6 +125,7 @@ impl Survey {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Ok(Self { probe: Probe::new()?, cpu: flat64(), sys, samples: samples() })

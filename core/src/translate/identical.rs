@@ -3,7 +3,7 @@
 
 use super::emit::{Emitter, Unsupported, host};
 use super::host;
-use super::recipe::{Operand, Producer, Recipe};
+use super::recipe::{Operand, Producer, Recipe, Step};
 use super::unit::Item;
 use super::window::{Place, gpr64};
 use super::x87::Use;
@@ -56,7 +56,7 @@ impl Emitter<'_> {
             redirect(&mut i, &p);
         }
         let passengers = self.rename(it, &mut i, place.is_some())?;
-        for p in passengers.iter().filter(|p| it.gpr_read & (1 << p.guest) != 0) {
+        for p in passengers.iter().filter(|p| it.gpr_operand & (1 << p.guest) != 0) {
             self.board(p);
         }
         self.encode(&i)?;
@@ -64,7 +64,7 @@ impl Emitter<'_> {
             self.alight(p);
         }
         if it.writes != 0 {
-            self.flags_written(recipe(it));
+            self.flags_written(recipe(it, self.flags.recipe));
         }
         self.note_x87(it);
         self.move_window(it);
@@ -275,8 +275,8 @@ fn generic(i: &Instruction) -> Instruction {
     out
 }
 
-/// How the flags of an instruction follow from what it leaves in the registers.
-fn recipe(it: &Item) -> Option<Recipe> {
+/// How the flags of an instruction follow from what it leaves in the registers; `before`: and those before it.
+pub(super) fn recipe(it: &Item, before: Option<Recipe>) -> Option<Recipe> {
     let producer = match it.i.mnemonic() {
         Mnemonic::Cmp => Producer::Cmp,
         Mnemonic::Test => Producer::Test,
@@ -284,6 +284,8 @@ fn recipe(it: &Item) -> Option<Recipe> {
         Mnemonic::Sub => Producer::Sub,
         Mnemonic::And | Mnemonic::Or | Mnemonic::Xor => Producer::Logic,
         Mnemonic::Neg => Producer::Neg,
+        Mnemonic::Inc => Producer::Inc,
+        Mnemonic::Dec => Producer::Dec,
         _ => return None,
     };
     let plain = |n| match it.i.op_kind(n) {
@@ -295,7 +297,7 @@ fn recipe(it: &Item) -> Option<Recipe> {
     };
     let a = plain(0)?;
     let b = match (producer, plain(1)) {
-        (Producer::Neg, _) => Operand::Imm(0),
+        (Producer::Neg | Producer::Inc | Producer::Dec, _) => Operand::Imm(0),
         // The result is all the flags depend on: a memory operand does no harm.
         (Producer::Logic, _) => Operand::Imm(0),
         (Producer::Add | Producer::Sub, Some(b)) if a == b => return None,
@@ -303,5 +305,6 @@ fn recipe(it: &Item) -> Option<Recipe> {
         (_, None) if it.mem.is_none() => Operand::Imm(it.i.try_immediate(1).ok()?),
         _ => return None,
     };
-    Some(Recipe { producer, size: it.i.op0_register().size() as u8, a, b })
+    let last = Step { producer, size: it.i.op0_register().size() as u8, a, b };
+    Recipe::after(last, before, it.gpr_written)
 }

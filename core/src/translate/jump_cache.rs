@@ -1,10 +1,11 @@
 //! The jump cache: where indirect jumps and returns find translated code. Direct-mapped by RIP; one for each mode.
+//! Of two that belong at the same place one may be beside it, where only the stub `dispatch` looks.
 //!
 //! An entry is right as long as its block lives; that its RIP still maps to the block's frame is checked at each use, by
 //! the fetch token in the TLB of the address space.
 
 use super::emit::Asm;
-use crate::jit::frame::{ITLB, JUMP_CACHE};
+use crate::jit::frame::{ITLB, JUMP_CACHE, OPEN};
 use crate::mmu::tlb::Entry;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
@@ -23,7 +24,7 @@ pub struct JumpEntry {
     pub code: u64,
 }
 
-const BITS: u32 = 12;
+const BITS: u32 = 15;
 /// Mask of entry numbers.
 pub const MASK: i32 = (1 << BITS) - 1;
 /// log2 of an entry's size.
@@ -42,8 +43,42 @@ const EMPTY: JumpEntry = JumpEntry { rip: 1 << 63, token: 1, slot: 0, code: 0 };
 /// Emits a lookup of RAX, a guest RIP; to `miss` if it is not there. Leaves the entry's address in R15; RFLAGS and RAX
 /// are lost.
 pub(crate) fn lookup(a: &mut Asm, miss: DynamicLabel) {
+    place(a);
+    compare(a, miss);
+}
+
+/// The same, beside its place; the two entries change places.
+pub(crate) fn lookup_beside(a: &mut Asm, miss: DynamicLabel) {
+    const OTHER: i8 = 1 << SHIFT;
+    place(a);
+    dynasm!(a ; .arch x64 ; xor r15d, BYTE OTHER);
+    compare(a, miss);
+    for word in [RIP, TOKEN, SLOT, CODE] {
+        dynasm!(a ; .arch x64
+            ; mov rax, [BYTE r15 + word]
+            ; mov [BYTE rsp + OPEN], rax
+            ; xor r15, BYTE OTHER
+            ; mov rax, [BYTE r15 + word]
+            ; xor r15, BYTE OTHER
+            ; mov [BYTE r15 + word], rax
+            ; xor r15, BYTE OTHER
+            ; mov rax, [BYTE rsp + OPEN]
+            ; mov [BYTE r15 + word], rax
+            ; xor r15, BYTE OTHER
+        );
+    }
+    dynasm!(a ; .arch x64 ; xor r15, BYTE OTHER);
+}
+
+/// The offset of the entry for RAX into R15.
+fn place(a: &mut Asm) {
     dynasm!(a ; .arch x64
         ; mov r15d, eax ; shr r15d, 12 ; xor r15d, eax ; and r15d, MASK ; shl r15d, SHIFT
+    );
+}
+
+fn compare(a: &mut Asm, miss: DynamicLabel) {
+    dynasm!(a ; .arch x64
         ; add r15, [BYTE rsp + JUMP_CACHE]
         ; cmp rax, [BYTE r15 + RIP] ; jne =>miss
         ; mov rax, [BYTE r15 + SLOT] ; add rax, [BYTE rsp + ITLB] ; mov rax, [BYTE rax + EXEC]
@@ -54,12 +89,18 @@ pub(crate) fn lookup(a: &mut Asm, miss: DynamicLabel) {
 /// A cache.
 #[derive(Debug)]
 pub struct JumpCache {
-    entries: Box<[JumpEntry]>,
+    pairs: Box<[Pair]>,
 }
+
+/// Two entries beside each other: their addresses differ in one bit.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Pair([JumpEntry; 2]);
+const _: () = assert!(size_of::<Pair>() == 2 << SHIFT && align_of::<Pair>() == 2 << SHIFT);
 
 impl Default for JumpCache {
     fn default() -> Self {
-        Self { entries: vec![EMPTY; 1 << BITS].into_boxed_slice() }
+        Self { pairs: vec![Pair([EMPTY; 2]); 1 << (BITS - 1)].into_boxed_slice() }
     }
 }
 
@@ -70,21 +111,35 @@ impl JumpCache {
         ((low ^ low >> 12) & MASK as u32) as usize
     }
 
+    fn entry(&mut self, n: usize) -> &mut JumpEntry {
+        &mut self.pairs[n >> 1].0[n & 1]
+    }
+
     pub fn insert(&mut self, e: JumpEntry) {
-        self.entries[Self::slot(e.rip)] = e;
+        let n = Self::slot(e.rip);
+        let old = std::mem::replace(self.entry(n), e);
+        let same = (old.rip, old.token) == (e.rip, e.token);
+        // What was there goes beside, unless what is there belongs there.
+        let beside = self.entry(n ^ 1);
+        if !same && old.code != EMPTY.code && (beside.code == EMPTY.code || Self::slot(beside.rip) == n) {
+            *beside = old;
+        }
     }
 
     /// Forgets the code at `code` for `rip`.
     pub fn remove(&mut self, rip: u64, code: u64) {
-        let e = &mut self.entries[Self::slot(rip)];
-        if e.rip == rip && e.code == code {
-            *e = EMPTY;
+        let n = Self::slot(rip);
+        for n in [n, n ^ 1] {
+            let e = self.entry(n);
+            if e.rip == rip && e.code == code {
+                *e = EMPTY;
+            }
         }
     }
 
     /// Address of the first entry.
     pub fn address(&self) -> u64 {
-        self.entries.as_ptr() as u64
+        self.pairs.as_ptr() as u64
     }
 }
 
@@ -99,7 +154,7 @@ mod tests {
         let full = JumpEntry { rip: 0x1234, token: token(0x1000, 0), slot: 32, code: 77 };
         c.insert(full);
         c.remove(full.rip, full.code);
-        for e in c.entries.iter() {
+        for e in c.pairs.iter().flat_map(|p| p.0) {
             assert_ne!(e.token, 0, "what an empty fetch entry holds");
             assert_eq!(e.token & token(0, 0), 0, "a bit that every token has");
         }

@@ -3,11 +3,13 @@
 use crate::vcpu::segment::Segment;
 use crate::vcpu::{Seg, Vcpu};
 
-/// The mode bits of a block key: code size, and which segments need no limit check.
+/// The mode bits of a block key: code size, privilege, and which segments need no limit check.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ModeKey(pub u8);
 
 const LONG: u8 = 1;
+/// CPL 0. The place of CS among the segments, which is never written through.
+const KERNEL: u8 = 2 << Seg::Cs as u8;
 
 impl ModeKey {
     /// Number of different keys.
@@ -17,8 +19,9 @@ impl ModeKey {
     /// code segment; 16-bit and v86 code is interpreted.
     #[inline]
     pub fn of(cpu: &Vcpu) -> Option<Self> {
+        let kernel = if cpu.mode.cpl == 0 { KERNEL } else { 0 };
         if cpu.mode.bits == 64 {
-            return Some(Self(LONG));
+            return Some(Self(LONG | kernel));
         }
         let cs = &cpu.seg[Seg::Cs as usize];
         // In real-address mode VEX encodings are undefined.
@@ -26,7 +29,7 @@ impl ModeKey {
             return None;
         }
         let both = Segment::FAST_READ | Segment::FAST_WRITE;
-        let mut key = 0;
+        let mut key = kernel;
         for (n, s) in cpu.seg.iter().enumerate() {
             let based = n >= Seg::Fs as usize;
             let stack = n != Seg::Ss as usize || cpu.mode.stack_mask == 0xffff_ffff;
@@ -46,19 +49,25 @@ impl ModeKey {
         self.0 & LONG != 0
     }
 
-    /// The mode in words: code size, and in 32-bit code the segments accessed without a check.
+    /// Is the CPL 0?
+    pub const fn is_kernel(self) -> bool {
+        self.0 & KERNEL != 0
+    }
+
+    /// The mode in words: code size, privilege, and in 32-bit code the segments accessed without a check.
     pub fn name(self) -> String {
         const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
-        if self.is64() {
-            return "64-bit".into();
+        let mut name = format!("{}-bit{}", self.bits(), if self.is_kernel() { ", CPL 0" } else { "" });
+        let fast = (0u8..).zip(SEGMENTS).filter(|(n, _)| !self.is64() && self.fast_segment(*n));
+        let fast: Vec<&str> = fast.map(|(_, name)| name).collect();
+        if !fast.is_empty() {
+            name += &format!(", fast {}", fast.join(" "));
         }
-        let fast = (0u8..).zip(SEGMENTS).filter(|(n, _)| self.0 & (2 << n) != 0).map(|(_, name)| name);
-        let fast: Vec<&str> = fast.collect();
-        if fast.is_empty() { "32-bit".into() } else { format!("32-bit, fast {}", fast.join(" ")) }
+        name
     }
 
     /// May generated code access memory through segment `seg`?
     pub const fn fast_segment(self, seg: u8) -> bool {
-        self.is64() || self.0 & (2 << seg) != 0
+        self.is64() || seg != Seg::Cs as u8 && self.0 & (2 << seg) != 0
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::isa::alu::arith::{add, logic, sub};
 use crate::isa::traits::Width;
+use crate::vcpu::flags::bit;
 
 /// What produced the flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,9 @@ pub enum Producer {
     Logic,
     /// NEG: a is the result.
     Neg,
+    /// INC and DEC: a is the result; CF is from before.
+    Inc,
+    Dec,
 }
 
 /// The second operand.
@@ -28,9 +32,9 @@ pub enum Operand {
     Imm(u64),
 }
 
-/// How to compute the flags from the general registers.
+/// An instruction that wrote flags, and what it left in the general registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Recipe {
+pub struct Step {
     pub producer: Producer,
     /// Operand size in bytes: 1, 2, 4 or 8. Only low bytes of registers.
     pub size: u8,
@@ -38,9 +42,42 @@ pub struct Recipe {
     pub b: Operand,
 }
 
+/// How to compute the flags from the general registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recipe {
+    pub last: Step,
+    /// Where CF is from, if the last did not write it.
+    pub carry: Option<Step>,
+}
+
 impl Recipe {
-    /// Does the recipe use general register `r`?
+    /// The flags after `last`, which writes general registers `written`, where `before` tells those before it.
+    pub fn after(last: Step, before: Option<Self>, written: u16) -> Option<Self> {
+        if !matches!(last.producer, Producer::Inc | Producer::Dec) {
+            return Some(Self { last, carry: None });
+        }
+        let before = before?;
+        let carry = before.carry.unwrap_or(before.last);
+        (!carry.uses(written)).then_some(Self { last, carry: Some(carry) })
+    }
+
+    /// Does the recipe use a general register in `mask`?
     pub fn uses(&self, mask: u16) -> bool {
+        self.last.uses(mask) || self.carry.is_some_and(|c| c.uses(mask))
+    }
+
+    /// The arithmetic flags.
+    pub fn flags(&self, gpr: &[u64; 21]) -> u64 {
+        let flags = self.last.flags(gpr);
+        match self.carry {
+            Some(c) => flags & !bit::CF | c.flags(gpr) & bit::CF,
+            None => flags,
+        }
+    }
+}
+
+impl Step {
+    fn uses(&self, mask: u16) -> bool {
         let b = match self.b {
             Operand::Reg(r) => 1 << r,
             Operand::Imm(_) => 0,
@@ -48,8 +85,8 @@ impl Recipe {
         (1 << self.a | b) & mask != 0
     }
 
-    /// The arithmetic flags.
-    pub fn flags(&self, gpr: &[u64; 21]) -> u64 {
+    /// The arithmetic flags; after INC and DEC, all but CF.
+    fn flags(&self, gpr: &[u64; 21]) -> u64 {
         match self.size {
             1 => self.sized::<u8>(gpr),
             2 => self.sized::<u16>(gpr),
@@ -72,12 +109,15 @@ impl Recipe {
             Producer::Sub => sub::<W>(a.wrapping_add(b) & W::MASK, b, 0).1,
             Producer::Logic => logic::<W>(a).1,
             Producer::Neg => sub::<W>(0, a.wrapping_neg() & W::MASK, 0).1,
+            Producer::Inc => add::<W>(a.wrapping_sub(1) & W::MASK, 1, 0).1,
+            Producer::Dec => sub::<W>(a.wrapping_add(1) & W::MASK, 1, 0).1,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn gpr(a: u64, b: u64) -> [u64; 21] {
@@ -91,7 +131,8 @@ mod tests {
         let values = [0u64, 1, 0x7f, 0x80, 0xff, 0x7fff_ffff, 0x8000_0000, u64::MAX, 1 << 63];
         for a in values {
             for b in values {
-                let r = |producer| Recipe { producer, size: 4, a: 0, b: Operand::Reg(1) };
+                let step = |producer| Step { producer, size: 4, a: 0, b: Operand::Reg(1) };
+                let r = |producer| Recipe { last: step(producer), carry: None };
                 let (x, y) = (a & 0xffff_ffff, b & 0xffff_ffff);
                 assert_eq!(r(Producer::Cmp).flags(&gpr(a, b)), sub::<u32>(x, y, 0).1);
                 assert_eq!(r(Producer::Test).flags(&gpr(a, b)), logic::<u32>(x & y).1);
@@ -101,6 +142,18 @@ mod tests {
                 assert_eq!(r(Producer::Sub).flags(&gpr(difference, b)), f);
                 let (negated, f) = sub::<u32>(0, x, 0);
                 assert_eq!(r(Producer::Neg).flags(&gpr(negated, 0)), f);
+                // ADD, then INC of another register.
+                let carry = Step { producer: Producer::Add, size: 8, a: 2, b: Operand::Reg(1) };
+                let last = Step { producer: Producer::Inc, size: 4, a: 0, b: Operand::Imm(0) };
+                let before = Some(Recipe { last: carry, carry: None });
+                let both = Recipe::after(last, before, 1).unwrap();
+                let (wide, cf) = add::<u64>(a, b, 0);
+                let (up, f) = add::<u32>(x, 1, 0);
+                let mut g = gpr(up, b);
+                g[2] = wide;
+                assert_eq!(both.flags(&g), f & !bit::CF | cf & bit::CF);
+                assert_eq!(Recipe::after(last, before, 4), None, "the sum is gone");
+                assert_eq!(Recipe::after(last, None, 1), None);
             }
         }
     }

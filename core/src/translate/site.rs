@@ -5,13 +5,13 @@ use super::mode::ModeKey;
 use super::recipe::Recipe;
 use super::unit::Key;
 use super::x87::{self, Note, X87At};
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, asked};
 use crate::exception::{Exception, Exec};
 use crate::isa::insn::Insn;
-use crate::jit::frame::{Frame, sse_native};
+use crate::jit::frame::{Frame, sse_native, stamp};
 use crate::jit::x87_image::{at, native};
-use crate::vcpu::Shadow;
 use crate::vcpu::flags::bit::{self, ARITH};
+use crate::vcpu::{Activity, Shadow};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub enum FlagsAt {
     Saved,
     Recipe(Recipe),
+    /// In the first iteration of a loop saved, in later ones by the recipe.
+    Loop(Recipe),
 }
 
 /// What happens at a site.
@@ -53,6 +55,10 @@ pub struct Site {
     pub block: Key,
     /// How often the lookup missed for good.
     pub futile: Cell<u32>,
+    /// The line of the frame a lookup here uses, or the first line of the block.
+    pub line: Option<u32>,
+    /// icount when it was last asked whether that line is worth it.
+    pub since: Cell<u64>,
     /// What translated code did not note of the x87 instructions before.
     pub note: Note,
     pub x87: X87At,
@@ -67,6 +73,8 @@ pub enum Outcome {
     Leave,
     /// The exception is in the frame.
     Fault,
+    /// An exception was delivered, and the vCPU is shut down.
+    TripleFault,
 }
 
 /// A lookup that keeps missing although the TLB has all it can have: device memory, a traced page, operands that
@@ -74,9 +82,20 @@ pub enum Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Misfit {
     pub block: Key,
-    /// The first of the instructions the slow path interpreted, and whether there were more.
+    /// The first of the instructions the slow path interpreted.
     pub index: u32,
-    pub window: bool,
+    pub ill: Ill,
+}
+
+/// What is not worth its cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ill {
+    /// A lookup many instructions share; the lookup of one.
+    Window,
+    Lookup,
+    /// Remembering the page of a lookup; those of the whole block.
+    Page,
+    Pages,
 }
 
 /// Futile misses at a site before its block is translated again to do without the lookup.
@@ -90,8 +109,9 @@ pub const fn saved(flags: u64) -> u64 {
 /// Does what a site asks for.
 pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     let flags = match site.flags {
-        FlagsAt::Saved => frame.flags,
+        FlagsAt::Loop(r) if frame.budget != frame.first => r.flags(&ctx.cpu.gpr),
         FlagsAt::Recipe(r) => r.flags(&ctx.cpu.gpr),
+        FlagsAt::Saved | FlagsAt::Loop(_) => frame.flags,
     };
     ctx.cpu.flags.replace(ARITH, flags);
     ctx.cpu.rip = site.rip;
@@ -99,7 +119,11 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
     ctx.sys.icount = icount;
     x87::apply(frame, ctx, site);
     match site.what {
-        What::Budget => Outcome::Leave,
+        What::Budget => {
+            judge(frame, site, icount, FORGET_RATE, Ill::Pages);
+            frame.sampled = Some(site.block);
+            Outcome::Leave
+        }
         What::Execute { count } => execute(frame, ctx, site, count, true),
         What::Finish { count } => execute(frame, ctx, site, count, false),
         What::X87 { rest } => {
@@ -117,6 +141,7 @@ pub fn perform(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site) -> Outcome {
 /// Interprets `count` instructions. `resume`: the block goes on behind them.
 fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume: bool) -> Outcome {
     let (before, limit, fills) = (ctx.sys.icount, ctx.sys.limit, ctx.sys.mmu.counters.fills);
+    ctx.sys.asked = 0;
     if frame.sse != 0 {
         ctx.cpu.fpu.mxcsr = frame.mxcsr;
     }
@@ -127,8 +152,9 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     for insn in insns {
         let at = ctx.cpu.rip;
         if let Err(e) = ctx.execute(insn) {
-            return fault(frame, ctx, e);
+            return fault(frame, ctx, e, limit);
         }
+        ctx.note_interrupts();
         astray = ctx.cpu.rip != at.wrapping_add(u64::from(insn.len)) & ctx.cpu.mode.lin_mask;
         if astray || ctx.sys.icount >= ctx.sys.limit || ctx.sys.mem.tlb.epoch() != frame.epoch {
             break;
@@ -139,16 +165,18 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
         && frame.x87 == at::VCPU
         && let Err(e) = after_sti(ctx, limit)
     {
-        return fault(frame, ctx, e);
+        return fault(frame, ctx, e, limit);
     }
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    if site.lookup && ctx.sys.mmu.counters.fills == fills {
+    if ctx.sys.limit == 0 && minded(frame, ctx) {
+        ctx.sys.limit = limit;
+        astray = true;
+    }
+    let judged = judge(frame, site, before, REFILL_RATE, Ill::Page);
+    if site.lookup && !judged && ctx.sys.mmu.counters.fills == fills {
         note_futile(frame, site, count);
     }
-    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit
-        || ctx.sys.mem.tlb.epoch() != frame.epoch
-        || frame.adapt.is_some()
-    {
+    if ctx.sys.icount + super::MAX_INSNS as u64 > ctx.sys.limit || frame.adapt.is_some() {
         return Outcome::Leave;
     }
     if frame.sse != 0 && !sse_native(ctx.cpu) {
@@ -158,34 +186,78 @@ fn execute(frame: &mut Frame, ctx: &mut Ctx<'_>, site: &Site, count: u32, resume
     if (taken || frame.x87 != at::VCPU) && !native(ctx.cpu) {
         return Outcome::Leave;
     }
-    frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
     frame.flags = saved(ctx.cpu.flags.0);
-    if resume {
+    // What a block remembers, and the windows it shares, hold for one TLB array.
+    let same = stamp(ctx.cpu.tlb.0, ctx.sys.mem.tlb.epoch()) == frame.stamp;
+    if resume && !astray && same && ctx.sys.mem.tlb.epoch() == frame.epoch {
+        frame.budget -= (ctx.sys.icount - before) as i64 - i64::from(count);
+        frame.first = frame.budget;
         // Of what generated code depends on, only instructions that end their block change more than FS and GS bases
         // and MXCSR.
         frame.refresh_bases(ctx.cpu);
         frame.refresh_sse(ctx.cpu);
         frame.resume = site.resume;
-        if astray {
-            return Outcome::Leave;
-        }
         if taken && site.x87 == X87At::Returns {
             frame.give_x87(ctx.cpu);
         }
         return Outcome::Resume;
     }
-    if !frame.roam || ModeKey::of(ctx.cpu).map(|m| m.0) != Some(frame.mode) {
+    roam(frame, ctx)
+}
+
+/// Goes on at RIP, wherever that is, in whatever mode.
+fn roam(frame: &mut Frame, ctx: &Ctx<'_>) -> Outcome {
+    let Some(mode) = ModeKey::of(ctx.cpu).filter(|_| frame.roam) else { return Outcome::Leave };
+    let jump_cache = frame.jump_caches[usize::from(mode.0)];
+    if jump_cache == 0 {
         return Outcome::Leave;
     }
-    frame.refresh(ctx.cpu, &ctx.sys.mem.tlb);
+    frame.jump_cache = jump_cache;
+    frame.epoch = ctx.sys.mem.tlb.epoch();
+    frame.budget = frame.base as i64 - ctx.sys.icount as i64;
+    frame.refresh(ctx.cpu, ctx.sys);
     (frame.target, frame.resume) = (ctx.cpu.rip, frame.dispatch);
     Outcome::Resume
 }
 
-fn fault(frame: &mut Frame, ctx: &Ctx<'_>, e: Exception) -> Outcome {
+/// The engine's attention was asked for: is it for nothing but what going on at RIP does anyway? RF is what the next
+/// instruction ends; it is gone early, but no one can look before that instruction.
+fn minded(frame: &Frame, ctx: &mut Ctx<'_>) -> bool {
+    let asked = ctx.sys.asked;
+    let resumes = asked & asked::RESUME_FLAG != 0;
+    if !frame.roam || asked & asked::ANYTHING != 0 || resumes && frame.stops != 0 {
+        return false;
+    }
+    if resumes {
+        ctx.cpu.flags.put(bit::RF, false);
+    }
+    true
+}
+
+/// The instruction at RIP raised `e`. Delivers it, if the engine would do no more, and goes on in the handler.
+fn fault(frame: &mut Frame, ctx: &mut Ctx<'_>, e: Exception, limit: u64) -> Outcome {
     frame.mxcsr = ctx.cpu.fpu.mxcsr;
-    frame.fault = e;
-    Outcome::Fault
+    let stops = frame.stops & 1u32.checked_shl(e.vector.into()).unwrap_or(0) != 0;
+    let room = ctx.sys.icount + 1 + super::MAX_INSNS as u64 <= limit;
+    let sse = frame.sse == 0 || sse_native(ctx.cpu);
+    if !frame.roam || stops || !room || !sse || ctx.sys.asked & asked::ANYTHING != 0 {
+        frame.fault = e;
+        return Outcome::Fault;
+    }
+    (ctx.sys.limit, ctx.sys.asked) = (limit, 0);
+    ctx.cpu.shadow = Shadow::None;
+    ctx.deliver_exception_here(e);
+    ctx.sys.icount += 1;
+    if ctx.cpu.activity == Activity::Shutdown {
+        return Outcome::TripleFault;
+    }
+    ctx.attend();
+    if ctx.sys.limit == 0 && !minded(frame, ctx) {
+        return Outcome::Leave;
+    }
+    ctx.sys.limit = limit;
+    frame.flags = saved(ctx.cpu.flags.0);
+    roam(frame, ctx)
 }
 
 /// STI was executed, and only because of its shadow the engine was asked to look around: the instruction in the shadow
@@ -197,7 +269,7 @@ fn after_sti(ctx: &mut Ctx<'_>, limit: u64) -> Exec {
     if ctx.cpu.has_insn_breakpoints() || ctx.cpu.nmi_pending {
         return Ok(());
     }
-    ctx.sys.limit = limit;
+    (ctx.sys.limit, ctx.sys.asked) = (limit, 0);
     ctx.begin_insn()?;
     ctx.step_insn()?;
     ctx.attend();
@@ -208,6 +280,28 @@ fn after_sti(ctx: &mut Ctx<'_>, limit: u64) -> Exec {
 fn note_futile(frame: &mut Frame, site: &Site, count: u32) {
     site.futile.set(site.futile.get() + 1);
     if site.futile.get() == PATIENCE {
-        frame.adapt = Some(Misfit { block: site.block, index: site.index, window: count > 1 });
+        let ill = if count > 1 { Ill::Window } else { Ill::Lookup };
+        frame.adapt = Some(Misfit { block: site.block, index: site.index, ill });
     }
+}
+
+/// How often remembered pages are replaced before it is asked whether it is worth it.
+pub const REPLACED: i32 = 1024;
+/// Instructions that must have been executed for each page replaced, and for each time all of a block are.
+const REFILL_RATE: u64 = 256;
+const FORGET_RATE: u64 = 20_000;
+
+/// Is remembering pages worth it? False: nobody asked.
+fn judge(frame: &mut Frame, site: &Site, icount: u64, rate: u64, ill: Ill) -> bool {
+    let Some(line) = site.line.and_then(|n| frame.remembered.get_mut(n as usize)) else { return false };
+    if line.left >= 0 {
+        return false;
+    }
+    line.left = REPLACED;
+    let since = site.since.replace(icount);
+    // A restored machine may be back in time.
+    if icount.wrapping_sub(since) < rate * REPLACED as u64 {
+        frame.adapt = Some(Misfit { block: site.block, index: site.index, ill });
+    }
+    true
 }

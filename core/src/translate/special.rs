@@ -3,7 +3,8 @@
 
 use super::emit::{Emitter, Unsupported, host};
 use super::identical::{guest_register, is_high, like, redirect, strip_prefixes};
-use super::unit::Item;
+use super::unit::{Item, operand};
+use super::window::Place;
 use crate::isa::sse::native::mxcsr;
 use crate::vcpu::{ZERO, gpr::RAX};
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
@@ -230,6 +231,59 @@ pub fn cmpxchg(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     dynasm!(e.a ; .arch x64 ; mov rax, Rq(ACC));
     e.encode(&i)?;
     dynasm!(e.a ; .arch x64 ; mov Rq(ACC), rax);
+    e.flags_written(None);
+    Ok(())
+}
+
+/// CMPXCHG8B and CMPXCHG16B.
+pub fn cmpxchg_pair(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    let mut i = it.i;
+    strip_prefixes(&mut i);
+    let p = e.access(&it.mem.ok_or(Unsupported)?)?;
+    redirect(&mut i, &p);
+    // It changes ZF only.
+    if !e.unobserved(e.k) {
+        e.need_host();
+    }
+    dynasm!(e.a ; .arch x64 ; mov rax, Rq(ACC));
+    e.encode(&i)?;
+    dynasm!(e.a ; .arch x64 ; mov Rq(ACC), rax);
+    e.flags_written(None);
+    e.move_window(it);
+    Ok(())
+}
+
+/// BT, BTS, BTR, BTC with the bit in a register. With memory it is a bit string, whose word is looked up.
+pub fn bit_string(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
+    if it.i.op0_kind() == OpKind::Register {
+        return e.identical_at(it, None);
+    }
+    let r = it.i.op1_register();
+    let offset = like(r, host(guest_register(r)).ok_or(Unsupported)?)?;
+    e.before_clobber();
+    e.check_budget_here();
+    e.lose_r15();
+    e.lookup_bits(&operand(it), offset.number() as u8)?;
+    if !e.unobserved(e.k) {
+        e.need_host();
+    }
+    let (load, store) = match r.size() {
+        2 => (Code::Mov_r16_rm16, Code::Mov_rm16_r16),
+        4 => (Code::Mov_r32_rm32, Code::Mov_rm32_r32),
+        _ => (Code::Mov_r64_rm64, Code::Mov_rm64_r64),
+    };
+    let (word, acc) = (Place { disp: 0 }.operand(), like(r, 0)?);
+    e.encode(&Instruction::with2(load, acc, word).map_err(|_| Unsupported)?)?;
+    let mut i = it.i;
+    strip_prefixes(&mut i);
+    i.set_segment_prefix(Register::None);
+    i.set_op0_kind(OpKind::Register);
+    i.set_op0_register(acc);
+    i.set_op1_register(offset);
+    e.encode(&i)?;
+    if it.i.mnemonic() != Mnemonic::Bt {
+        e.encode(&Instruction::with2(store, word, acc).map_err(|_| Unsupported)?)?;
+    }
     e.flags_written(None);
     Ok(())
 }

@@ -50,6 +50,14 @@ impl Emitter<'_> {
         self.encode(&i)
     }
 
+    /// The stack word in RAX, pushed to the place looked up for it.
+    pub(super) fn push_rax(&mut self, p: &Place) -> Result<(), Unsupported> {
+        self.put_word(p, 0)?;
+        let word = self.word();
+        self.set_sp(SP, -word);
+        Ok(())
+    }
+
     /// A constant to memory. RAX may be lost.
     fn put_constant(&mut self, p: &Place, v: u64) -> Result<(), Unsupported> {
         let fits = i64::from(v as i32) as u64 == v;
@@ -190,7 +198,9 @@ fn reachable(e: &Emitter<'_>, rip: u64) -> Result<(), Unsupported> {
 /// JMP to a constant.
 pub fn jmp(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     reachable(e, it.insn.imm)?;
-    e.jump_to(it.insn.imm);
+    if it.insn.imm != e.unit.key.rip || !e.loop_back(None) {
+        e.jump_to(it.insn.imm);
+    }
     Ok(())
 }
 
@@ -203,7 +213,9 @@ pub fn jcc(e: &mut Emitter<'_>, it: &Item) -> Result<(), Unsupported> {
     // Codes of conditions are in the opcode's low bits; iced-x86 numbers them in the same order, from `o` on.
     let cc = it.i.condition_code() as u8 - iced_x86::ConditionCode::o as u8;
     if it.end {
-        e.branch_to(cc, it.insn.imm);
+        if it.insn.imm != e.unit.key.rip || !e.loop_back(Some(cc)) {
+            e.branch_to(cc, it.insn.imm);
+        }
         e.jump_to(next);
     } else {
         e.side_exit(cc, it.insn.imm);

@@ -3,6 +3,8 @@
 
 use super::host;
 use super::mode::ModeKey;
+use super::rep;
+use super::system;
 use super::x87::{self, Use};
 use crate::addr::Gpa;
 use crate::isa::insn::{Insn, MEM};
@@ -76,6 +78,8 @@ pub struct Item {
     pub gpr_written: u16,
     /// And those whose old value matters: read, or written in part or on a condition.
     pub gpr_read: u16,
+    /// Of those, the ones that are operands, not only part of an address.
+    pub gpr_operand: u16,
     /// The memory access generated code makes for it.
     pub mem: Option<MemRef>,
     /// Uses SSE registers or MXCSR.
@@ -84,8 +88,12 @@ pub struct Item {
     pub enters_sse: bool,
     /// What it does with the x87 state.
     pub x87: Use,
-    /// May fault without an access to memory.
+    /// May call out besides for its memory operand.
     pub faults: bool,
+    /// What was looked up before it is of no use behind it.
+    pub barrier: bool,
+    /// Translated by `system`.
+    pub system: bool,
 }
 
 impl Item {
@@ -99,10 +107,10 @@ impl Item {
     pub fn make_call(&mut self) {
         self.translate = Translate::Call;
         (self.reads, self.writes, self.full) = (ARITH, ARITH, false);
-        (self.gpr_written, self.gpr_read) = (u16::MAX, u16::MAX);
+        (self.gpr_written, self.gpr_read, self.gpr_operand) = (u16::MAX, u16::MAX, u16::MAX);
         self.mem = None;
         self.sse = false;
-        self.faults = false;
+        (self.faults, self.barrier) = (false, false);
     }
 
     /// Is it executed by a call?
@@ -172,10 +180,14 @@ pub struct Unit {
 impl Unit {
     /// Decides where the guest's SSE state is loaded into the host's registers: where the block can be left anyway, before
     /// the first instruction that uses it but after whatever is called or branches before that. If SSE cannot be used the rest of the
-    /// block is interpreted from there, so it does no harm that this may be early.
-    pub fn place_sse(&mut self) {
+    /// block is interpreted from there, so it does no harm that this may be early. `early`: at the very start, if nothing is called before.
+    pub fn place_sse(&mut self, early: bool) {
         self.items.iter_mut().for_each(|it| it.enters_sse = false);
         let Some(first) = self.items.iter().position(|it| it.sse) else { return };
+        if early && !self.items[..first].iter().any(Item::is_call) {
+            self.items[0].enters_sse = true;
+            return;
+        }
         let leaves = |it: &Item| it.is_call() || it.i.is_jcc_short_or_near();
         let from = self.items[..first].iter().rposition(leaves).map_or(0, |k| k + 1);
         let at = (from..first).find(|k| self.items[*k].is_site()).unwrap_or(first);
@@ -204,7 +216,7 @@ impl Analyser {
 
     /// Decodes up to the first block-ending instruction, the end of `bytes`, [`super::MAX_INSNS`] instructions, or the
     /// first instruction (but the very first) `stop` holds for. No instruction: the first does not fit into `bytes`.
-    pub fn unit(&mut self, key: Key, bytes: &[u8], stop: &dyn Fn(u64) -> bool) -> Unit {
+    pub fn unit(&mut self, key: Key, bytes: &[u8], side_exits: usize, stop: &dyn Fn(u64) -> bool) -> Unit {
         let mut unit = Unit { key, items: Vec::with_capacity(8), len: 0, second: None };
         let (mut at, mut sides) = (0usize, 0);
         while unit.items.len() < super::MAX_INSNS {
@@ -219,11 +231,7 @@ impl Analyser {
             let undefined = d.insn.code == 0;
             let mut item = self.item(i, d.insn, d.translate, d.attrs, rip, key.mode);
             // Loops are better closed at their branch back.
-            if i.is_jcc_short_or_near()
-                && d.insn.imm > rip
-                && sides < super::MAX_SIDE_EXITS
-                && !item.is_call()
-            {
+            if i.is_jcc_short_or_near() && d.insn.imm > rip && sides < side_exits && !item.is_call() {
                 sides += 1;
                 item.end = false;
             }
@@ -235,6 +243,7 @@ impl Analyser {
             }
         }
         unit.len = at as u32;
+        system::settle(&mut unit);
         unit
     }
 
@@ -259,11 +268,14 @@ impl Analyser {
             full: false,
             gpr_written: u16::MAX,
             gpr_read: u16::MAX,
+            gpr_operand: u16::MAX,
             mem: None,
             sse: false,
             enters_sse: false,
             x87: x87::of(i.code()),
             faults: false,
+            barrier: false,
+            system: false,
         };
         let code = i.code();
         let as_host = host::agrees(code, self.model) && (self.undefined || !host::is_undefined(code));
@@ -281,15 +293,28 @@ impl Analyser {
         self.registers(&mut it);
         it.sse = uses_sse(&i);
         match memory(&it, mode) {
-            Ok(m) => it.mem = m,
+            Ok(m) => {
+                it.mem = m;
+                it.faults |= bit_string(&it);
+            }
             Err(Untranslatable) => it.make_call(),
+        }
+        if matches!(translate, Translate::Emit(_)) && !it.is_call() {
+            system::analyse(&mut it, mode, self.model);
+            rep::analyse(&mut it, mode);
         }
         it
     }
 
     fn registers(&mut self, it: &mut Item) {
         let info = self.factory.info_options(&it.i, InstructionInfoOptions::NO_MEMORY_USAGE);
-        (it.gpr_written, it.gpr_read) = (0, 0);
+        (it.gpr_written, it.gpr_read, it.gpr_operand) = (0, 0, 0);
+        for n in (0..it.i.op_count()).filter(|n| it.i.op_kind(*n) == OpKind::Register) {
+            let r = it.i.op_register(n);
+            if r.is_gpr() && (info.op_access(n) != OpAccess::Write || r.size() < 4) {
+                it.gpr_operand |= 1 << r.full_register().number();
+            }
+        }
         for u in info.used_registers() {
             if !u.register().is_gpr() {
                 continue;
@@ -337,6 +362,13 @@ fn by_cl(i: &Instruction) -> bool {
 /// The access cannot be made by generated code.
 struct Untranslatable;
 
+/// Is it a bit instruction whose bit offset, in a register, reaches beyond its memory operand?
+fn bit_string(it: &Item) -> bool {
+    it.i.op0_kind() == OpKind::Memory
+        && it.i.op1_kind() == OpKind::Register
+        && matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+}
+
 /// The memory access of an instruction.
 fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
     let word = u16::from(mode.bits() / 8);
@@ -354,7 +386,7 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
     let m = match it.i.mnemonic() {
         Mnemonic::Push if explicit => operand(it),
         Mnemonic::Pop if explicit => return Err(Untranslatable),
-        Mnemonic::Push => stack(RSP, -i64::from(word), true),
+        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pushfd => stack(RSP, -i64::from(word), true),
         Mnemonic::Pop | Mnemonic::Ret => stack(RSP, 0, false),
         Mnemonic::Leave => stack(RBP, 0, false),
         Mnemonic::Call if !explicit => stack(RSP, -i64::from(word), true),
@@ -362,17 +394,14 @@ fn memory(it: &Item, mode: ModeKey) -> Result<Option<MemRef>, Untranslatable> {
         _ => operand(it),
     };
     let address_size = it.insn.addr_mask == if mode.is64() { u64::MAX } else { 0xffff_ffff };
-    // A bit string: the bit offset reaches beyond the operand.
-    let bit_string = matches!(it.i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
-        && it.i.op1_kind() == OpKind::Register;
-    if !address_size || bit_string || !mode.fast_segment(m.seg) || m.size == 0 || m.size > 16 {
+    if !address_size || !mode.fast_segment(m.seg) || m.size == 0 || m.size > 16 {
         return Err(Untranslatable);
     }
-    Ok(Some(m))
+    Ok(if bit_string(it) { None } else { Some(m) })
 }
 
 /// The ModRM memory operand.
-fn operand(it: &Item) -> MemRef {
+pub(super) fn operand(it: &Item) -> MemRef {
     let insn = &it.insn;
     let write = match it.i.mnemonic() {
         Mnemonic::Cmp

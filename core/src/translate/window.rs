@@ -4,7 +4,7 @@
 //! `mmu::tlb`) from the linear address: if what is left is at most the size of a page less that of the access, it is
 //! the offset in the page, which is added to the page's host address. So an access stays in that page of the slab.
 
-use super::emit::{Emitter, Unsupported, host};
+use super::emit::{Asm, Emitter, Unsupported, host};
 use super::unit::{Item, MemRef};
 use crate::addr::Gpa;
 use crate::jit::frame::{Frame, ITLB, OPEN, TLB, WINDOWS, has_base};
@@ -24,7 +24,7 @@ const REACH: usize = 32;
 const READ: i8 = std::mem::offset_of!(Entry, read) as i8;
 const WRITE: i8 = std::mem::offset_of!(Entry, write) as i8;
 const EXEC: i8 = std::mem::offset_of!(Entry, exec) as i8;
-const HOST_PAGE: i8 = std::mem::offset_of!(Entry, host) as i8;
+pub(super) const HOST_PAGE: i8 = std::mem::offset_of!(Entry, host) as i8;
 /// log2 of an entry's size.
 const ENTRY_SHIFT: i8 = 5;
 const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
@@ -72,6 +72,17 @@ struct Check {
     write: bool,
     /// `low` must be a multiple of 16.
     aligned: bool,
+}
+
+/// The lookup of an address known now.
+#[derive(Clone, Copy)]
+pub(super) struct Constant {
+    low: i64,
+    /// Offset of the tag in a TLB entry.
+    tag: i8,
+    /// A page less the size of the access.
+    room: i32,
+    miss: DynamicLabel,
 }
 
 /// Instructions that share a lookup.
@@ -123,6 +134,27 @@ impl Span {
         let size = self.high.wrapping_sub(low);
         Check { low, size, write: self.write, aligned: self.aligned.is_some() }
     }
+}
+
+/// The data TLB entry of linear address R15 into RAX. RFLAGS are lost.
+fn entry(a: &mut Asm, bmi2: bool) {
+    if bmi2 {
+        // RORX EAX, R15D, INDEX_SHIFT: the index is in the low half.
+        a.extend(&[0xc4, 0xc3, 0x7b, 0xf0, 0xc7, INDEX_SHIFT as u8]);
+    } else {
+        dynasm!(a ; .arch x64 ; mov eax, r15d ; shr eax, INDEX_SHIFT);
+    }
+    dynasm!(a ; .arch x64 ; and eax, INDEX_MASK ; add rax, [BYTE rsp + TLB]);
+}
+
+/// The lookup of the linear address in R15: R15 becomes the offset in the page whose entry is at RAX. RFLAGS are lost.
+pub(super) fn lookup(a: &mut Asm, bmi2: bool, tag: i8, room: i32, miss: DynamicLabel) {
+    entry(a, bmi2);
+    dynasm!(a ; .arch x64
+        ; sub r15, [BYTE rax + tag]
+        ; cmp r15, room
+        ; ja =>miss
+    );
 }
 
 impl Emitter<'_> {
@@ -236,7 +268,7 @@ impl Emitter<'_> {
                     _ => break,
                 }
             }
-            if it.end || it.is_call() {
+            if it.end || it.is_call() || it.barrier {
                 break;
             }
         }
@@ -330,7 +362,11 @@ impl Emitter<'_> {
             if c.aligned && c.low & 15 != 0 {
                 return Err(Unsupported);
             }
-            self.check_constant(c, tag, miss);
+            let c = Constant { low: c.low, tag, room: 4096 - c.size as i32, miss };
+            match self.remember() {
+                Some(n) => self.check_constant_remembered(n, c),
+                None => self.check_constant(&c),
+            }
             return Ok(());
         }
         self.linear(m, c.low)?;
@@ -338,20 +374,58 @@ impl Emitter<'_> {
             dynasm!(self.a ; .arch x64 ; test r15b, 15 ; jne =>miss);
         }
         let room = 4096 - c.size as i32;
-        if self.bmi2 {
-            // RORX EAX, R15D, INDEX_SHIFT: the index is in the low half.
-            self.a.extend(&[0xc4, 0xc3, 0x7b, 0xf0, 0xc7, INDEX_SHIFT as u8]);
-        } else {
-            dynasm!(self.a ; .arch x64 ; mov eax, r15d ; shr eax, INDEX_SHIFT);
+        match self.remember() {
+            Some(n) => {
+                if let Some(s) = self.sites.last_mut() {
+                    s.line = Some(n);
+                }
+                self.check_remembered(n, tag, room, miss);
+            }
+            None => {
+                lookup(self.a, self.bmi2, tag, room, miss);
+                dynasm!(self.a ; .arch x64 ; add r15, [BYTE rax + HOST_PAGE]);
+            }
         }
+        Ok(())
+    }
+
+    /// The lookup of the page where `m` begins: RAX becomes the host address, R15 the bytes from there to the page's end.
+    /// RFLAGS are lost.
+    pub(super) fn page(&mut self, m: &MemRef, miss: DynamicLabel) -> Result<(), Unsupported> {
+        let tag = if m.write { WRITE } else { READ };
+        self.linear(m, m.disp)?;
+        entry(self.a, self.bmi2);
         dynasm!(self.a ; .arch x64
-            ; and eax, INDEX_MASK
-            ; add rax, [BYTE rsp + TLB]
             ; sub r15, [BYTE rax + tag]
-            ; cmp r15, room
+            ; cmp r15, 4095
             ; ja =>miss
-            ; add r15, [BYTE rax + HOST_PAGE]
+            ; mov rax, [BYTE rax + HOST_PAGE]
+            ; add rax, r15
+            ; neg r15
+            ; add r15, 4096
         );
+        Ok(())
+    }
+
+    /// The lookup for word `offset >> log2(bits)`, signed, of a bit string at `m`, where `offset` is the value of host
+    /// register `h` in the size of `m`. R15 becomes the word's host address; RAX and RFLAGS are lost.
+    pub(super) fn lookup_bits(&mut self, m: &MemRef, h: u8) -> Result<(), Unsupported> {
+        if !self.options.inline_tlb {
+            return Err(Unsupported);
+        }
+        let miss = self.miss_label(self.k);
+        self.linear(m, m.disp)?;
+        match m.size {
+            2 => dynasm!(self.a ; .arch x64 ; movsx rax, Rw(h) ; sar rax, 4 ; lea r15, [r15 + rax * 2]),
+            4 => dynasm!(self.a ; .arch x64 ; movsxd rax, Rd(h) ; sar rax, 5 ; lea r15, [r15 + rax * 4]),
+            _ => dynasm!(self.a ; .arch x64 ; mov rax, Rq(h) ; sar rax, 6 ; lea r15, [r15 + rax * 8]),
+        }
+        if !self.is64() {
+            dynasm!(self.a ; .arch x64 ; mov r15d, r15d);
+        }
+        let (tag, room) = (if m.write { WRITE } else { READ }, 4096 - i32::from(m.size));
+        lookup(self.a, self.bmi2, tag, room, miss);
+        dynasm!(self.a ; .arch x64 ; add r15, [BYTE rax + HOST_PAGE]);
         Ok(())
     }
 
@@ -361,10 +435,10 @@ impl Emitter<'_> {
     }
 
     /// The lookup of an address known now.
-    fn check_constant(&mut self, c: &Check, tag: i8, miss: DynamicLabel) {
+    pub(super) fn check_constant(&mut self, c: &Constant) {
         let at = (c.low as u64 >> INDEX_SHIFT) as i32 & INDEX_MASK;
-        let (tag, page) = (at + i32::from(tag), at + i32::from(HOST_PAGE));
-        let room = 4096 - c.size as i32;
+        let (tag, page) = (at + i32::from(c.tag), at + i32::from(HOST_PAGE));
+        let (room, miss) = (c.room, c.miss);
         dynasm!(self.a ; .arch x64
             ; mov rax, [BYTE rsp + TLB]
             ; mov r15, QWORD c.low

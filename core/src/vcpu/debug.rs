@@ -43,7 +43,13 @@ impl Vcpu {
     /// by an instruction that ends its block, or by a data breakpoint, whose access ends it.
     #[inline]
     pub fn needs_care(&self) -> bool {
-        self.flags.has(bit::TF | bit::RF)
+        self.flags.has(bit::RF) || self.is_followed()
+    }
+
+    /// The same, RF apart.
+    #[inline]
+    pub fn is_followed(&self) -> bool {
+        self.flags.has(bit::TF)
             || self.pending_db != 0
             || self.shadow != Shadow::None
             || self.has_insn_breakpoints()

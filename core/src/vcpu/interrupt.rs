@@ -98,6 +98,12 @@ impl Ctx<'_> {
     /// instruction, or for traps the next one. Never fails: a triple fault puts the vCPU into
     /// [`Activity::Shutdown`]; [`Vcpu::fault_chain`](super::Vcpu::fault_chain) tells what led there.
     pub fn deliver_exception(&mut self, e: Exception) {
+        self.deliver_exception_here(e);
+        self.sys.end_block();
+    }
+
+    /// [`Ctx::deliver_exception`] without asking for the engine's attention: for who looks around himself.
+    pub(crate) fn deliver_exception_here(&mut self, e: Exception) {
         self.cpu.pending_db = 0;
         self.cpu.fault_chain = FaultChain::default();
         self.deliver_chain(e);
@@ -157,6 +163,7 @@ impl Ctx<'_> {
         if let Err(e) = self.deliver_event(&event) {
             self.deliver_chain(e);
         }
+        self.sys.end_block();
     }
 
     /// Delivers the pending NMI at the current boundary: further ones are blocked until IRET.
@@ -180,6 +187,7 @@ impl Ctx<'_> {
             self.cpu.pending_db &= !held;
             self.note_fault(Exception::db(held));
         }
+        self.attend();
         Ok(())
     }
 
@@ -194,7 +202,6 @@ impl Ctx<'_> {
         }
         self.cpu.shadow = Shadow::None;
         self.cpu.activity = Activity::Running;
-        self.sys.end_block();
         Ok(())
     }
 }

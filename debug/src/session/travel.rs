@@ -78,7 +78,9 @@ impl Worker {
         match self.moved(how) {
             Ok(reason) => self.stop(reason),
             Err(TimelineError::Interrupted) => self.stop(StopReason::Paused),
-            Err(TimelineError::BeforeStart { .. }) => self.stop(StopReason::HistoryStart),
+            Err(TimelineError::BeforeStart { .. } | TimelineError::NoHistory(_)) => {
+                self.stop(StopReason::HistoryStart)
+            }
             Err(TimelineError::NoBranch(_)) => self.stop(StopReason::NotFound),
             Err(_) => self.stop(StopReason::Diverged),
         }

@@ -386,6 +386,8 @@ const PATIENCE: u64 = 200_000;
 #[derive(Clone, Copy, Debug)]
 enum How {
     Engine(Engine),
+    /// The translator, every block translated for speed.
+    Hot,
     /// One instruction at a time.
     Steps,
 }
@@ -394,12 +396,14 @@ fn finish(mut g: Guest, how: How, events: &[(u64, InputEvent)]) -> (Report, Stat
     let vm = &mut g.vm;
     vm.engine = match how {
         How::Engine(e) => e,
+        How::Hot => Engine::Jit,
         How::Steps => Engine::Interp,
     };
+    vm.jit_options.sample = !matches!(how, How::Hot);
     let advance = |vm: &mut Vm, until: u64| loop {
         let to = match how {
             How::Steps => vm.when().icount + 1,
-            How::Engine(_) => Icount(until),
+            How::Engine(_) | How::Hot => Icount(until),
         };
         match vm.run(Some(to)) {
             VmExit::Reached if vm.when().icount.0 >= until => return VmExit::Reached,
@@ -436,7 +440,7 @@ pub fn run(build: impl Fn() -> Guest) -> Report {
 /// As [`run`], with inputs at icounts.
 pub fn run_with(build: impl Fn() -> Guest, events: &[(u64, InputEvent)]) -> Report {
     let (report, hash, icount) = finish(build(), How::Engine(Engine::Interp), events);
-    for how in [How::Engine(Engine::Jit), How::Steps] {
+    for how in [How::Engine(Engine::Jit), How::Hot, How::Steps] {
         let (r, h, i) = finish(build(), how, events);
         assert_eq!((&r.seen, r.gpr), (&report.seen, report.gpr), "{how:?}");
         assert_eq!((h, i), (hash, icount), "{how:?}");

@@ -92,6 +92,7 @@ impl Machine {
         let config = MachineConfig { memory: 4 << 20, cpu: model, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(config.memory, 0).unwrap(),
             mmu: Mmu::new(),
@@ -100,6 +101,7 @@ impl Machine {
             input: Box::new(NoInput),
             output: Box::new(NullSink),
             observer: retrovisor_core::engine::hooks::Observer::default(),
+            interrupts: Default::default(),
         };
         let mut cpu = Vcpu::new(0, model);
         cpu.seg[Seg::Cs as usize] = Segment::real(0x1000);

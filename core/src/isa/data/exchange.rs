@@ -3,9 +3,9 @@
 use crate::ctx::Ctx;
 use crate::exception::{Exception, Exec};
 use crate::isa::alu::arith::{add, sub};
-use crate::isa::insn::Insn;
+use crate::isa::insn::{ExecFn, Insn};
 use crate::isa::traits::{Width, emitted, rows};
-use crate::isa::{Row, lockable, locked, same};
+use crate::isa::{ALIGNED, LOCKABLE, Row, lockable, locked, same};
 use crate::translate::{special, stack};
 use crate::vcpu::flags::bit::{ARITH, ZF};
 use crate::vcpu::gpr::{RAX, RBX, RCX, RDX};
@@ -100,6 +100,11 @@ fn cmpxchg16b(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 emitted! {
     exchanges = lockable, stack::xchg;
     compares = lockable, special::cmpxchg;
+    pairs = lockable, special::cmpxchg_pair;
+}
+
+const fn aligned_pairs(code: Code, exec: ExecFn) -> Row {
+    Row { attrs: LOCKABLE | ALIGNED, ..pairs(code, exec) }
 }
 
 #[rustfmt::skip]
@@ -108,6 +113,6 @@ pub const ROWS: &[Row] = rows! {
     same xchg_acc<> 3: Xchg_r16_AX Xchg_r32_EAX Xchg_r64_RAX;
     locked xadd<> 4: Xadd_rm8_r8 Xadd_rm16_r16 Xadd_rm32_r32 Xadd_rm64_r64;
     compares cmpxchg<> 4: Cmpxchg_rm8_r8 Cmpxchg_rm16_r16 Cmpxchg_rm32_r32 Cmpxchg_rm64_r64;
-    lockable cmpxchg8b: Cmpxchg8b_m64;
-    lockable cmpxchg16b: Cmpxchg16b_m128;
+    pairs cmpxchg8b: Cmpxchg8b_m64;
+    aligned_pairs cmpxchg16b: Cmpxchg16b_m128;
 };

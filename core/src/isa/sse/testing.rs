@@ -43,6 +43,7 @@ impl Machine {
         cpu.fpu.init();
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(1 << 20, 0).unwrap(),
             mmu: Mmu::new(),
@@ -50,6 +51,7 @@ impl Machine {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         Self { cpu, sys }

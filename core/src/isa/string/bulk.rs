@@ -1,4 +1,4 @@
-//! REP MOVS, REP STOS and REP SCAS by spans: as many elements as lie in one page of each operand, moved in slab memory at once.
+//! REP MOVS, STOS, SCAS and CMPS by spans: as many elements as lie in one page of each operand, moved in slab memory at once.
 //!
 //! Every function returns `None` when the next element must go the ordinary way: it straddles a page or an address
 //! wrap, is not plain memory, or would fault. A span is exactly what the elements one by one would have done.
@@ -15,7 +15,9 @@ use crate::vcpu::gpr::{RAX, RDI, RSI};
 
 /// Elements worth a span: below this the set-up costs more than it saves.
 const WORTH: u64 = 4;
-/// Elements SCAS looks at at once.
+/// No page table is written with so many bytes at once.
+const DATA_LIKE: u64 = 64;
+/// Elements SCAS and CMPS look at at once.
 const GROUP: usize = 64;
 
 impl Ctx<'_> {
@@ -32,7 +34,13 @@ impl Ctx<'_> {
         }
         let lin = self.linear::<WRITE>(seg, off, n * size).ok()?;
         let access = if WRITE { Access::Write } else { Access::Read };
-        let (at, left) = self.bulk_page(lin, access, Privilege::Current)?;
+        let page = self.bulk_page(lin, access, Privilege::Current);
+        let (at, left) = match page {
+            None if WRITE && n * size >= DATA_LIKE && self.untrace(lin) => {
+                self.bulk_page(lin, access, Privilege::Current)?
+            }
+            page => page?,
+        };
         Some((at, n.min(left as u64 / size)))
     }
 
@@ -63,19 +71,45 @@ impl Ctx<'_> {
         let (at, n) = self.span::<W, false>(Seg::Es as u8, di, n)?;
         let acc = W::reg(self.cpu, RAX as u8);
         let memory = self.sys.mem.ram.as_slice().get(at..at.checked_add(n as usize * W::SIZE)?)?;
-        let goes_on = |e: &[u8]| (W::from_slice(e) == acc) == i.has(prefix::REP);
-        let elements = memory.chunks_exact(W::SIZE);
-        // Whole groups first: a loop without a way out is one the compiler turns into vector instructions.
-        let group = GROUP * W::SIZE;
-        let whole = memory.chunks_exact(group);
-        let clear =
-            whole.take_while(|g| g.chunks_exact(W::SIZE).fold(true, |all, e| all & goes_on(e))).count();
-        let rest = memory.get(clear * group..)?.chunks_exact(W::SIZE);
-        let equal = (clear * GROUP + rest.take_while(|e| goes_on(e)).count()) as u64;
-        let done = (equal + 1).min(n);
-        let last = elements.skip(done as usize - 1).map(W::from_slice).next()?;
+        let equal = i.has(prefix::REP);
+        let v = acc.u().to_le_bytes();
+        let ends = match W::SIZE {
+            1 => first(memory, &[v[0]], !equal),
+            2 => first(memory, &[v[0], v[1]], !equal),
+            4 => first(memory, &[v[0], v[1], v[2], v[3]], !equal),
+            _ => first(memory, &v, !equal),
+        };
+        let done = (ends as u64 + 1).min(n);
+        let last = memory.chunks_exact(W::SIZE).nth(done as usize - 1).map(W::from_slice)?;
         let (_, f) = sub::<W>(acc.u(), last.u(), 0);
         self.cpu.flags.replace(ARITH, f);
+        self.set_indexed(RDI, i.addr_mask, di.wrapping_add(done * W::SIZE as u64));
+        Some(done)
+    }
+
+    /// Up to `n` elements of REPE or REPNE CMPS, upwards; the flags are those of the last comparison.
+    #[inline]
+    pub(super) fn bulk_cmps<W: Width>(&mut self, i: &Insn, n: u64) -> Option<u64> {
+        if n < WORTH || self.cpu.flags.has(DF) {
+            return None;
+        }
+        let (si, di) = (self.indexed(RSI, i.addr_mask), self.indexed(RDI, i.addr_mask));
+        let (src, n) = self.span::<W, false>(i.seg, si, n)?;
+        let (dst, n) = self.span::<W, false>(Seg::Es as u8, di, n)?;
+        let (ram, bytes) = (self.sys.mem.ram.as_slice(), n as usize * W::SIZE);
+        let (a, b) = (ram.get(src..src.checked_add(bytes)?)?, ram.get(dst..dst.checked_add(bytes)?)?);
+        let equal = i.has(prefix::REP);
+        let ends = match W::SIZE {
+            1 => first_pair::<1>(a, b, !equal),
+            2 => first_pair::<2>(a, b, !equal),
+            4 => first_pair::<4>(a, b, !equal),
+            _ => first_pair::<8>(a, b, !equal),
+        };
+        let done = (ends as u64 + 1).min(n);
+        let last = |m: &[u8]| m.chunks_exact(W::SIZE).nth(done as usize - 1).map(W::from_slice);
+        let (_, f) = sub::<W>(last(a)?.u(), last(b)?.u(), 0);
+        self.cpu.flags.replace(ARITH, f);
+        self.set_indexed(RSI, i.addr_mask, si.wrapping_add(done * W::SIZE as u64));
         self.set_indexed(RDI, i.addr_mask, di.wrapping_add(done * W::SIZE as u64));
         Some(done)
     }
@@ -103,6 +137,29 @@ impl Ctx<'_> {
         self.set_indexed(RDI, i.addr_mask, di.wrapping_add(bytes as u64));
         Some(n)
     }
+}
+
+/// How many elements come before the first that is `equal` to `v` (or not).
+#[inline]
+fn first<const N: usize>(memory: &[u8], v: &[u8; N], equal: bool) -> usize {
+    let (elements, _) = memory.as_chunks::<N>();
+    let hit = |e: &[u8; N]| (e == v) == equal;
+    // Whole groups first: a loop without a way out is one the compiler turns into vector instructions.
+    let clear = |g: &&[[u8; N]]| !g.iter().fold(false, |any, e| any | hit(e));
+    let skip = GROUP * elements.chunks_exact(GROUP).take_while(clear).count();
+    skip + elements[skip..].iter().take_while(|e| !hit(e)).count()
+}
+
+/// How many pairs of elements come before the first that are `equal` (or not).
+#[inline]
+fn first_pair<const N: usize>(a: &[u8], b: &[u8], equal: bool) -> usize {
+    let ((a, _), (b, _)) = (a.as_chunks::<N>(), b.as_chunks::<N>());
+    let hit = |(x, y): (&[u8; N], &[u8; N])| (x == y) == equal;
+    let groups = a.chunks_exact(GROUP).zip(b.chunks_exact(GROUP));
+    let clear =
+        |(a, b): &(&[[u8; N]], &[[u8; N]])| !a.iter().zip(b.iter()).fold(false, |any, pair| any | hit(pair));
+    let skip = GROUP * groups.take_while(clear).count();
+    skip + a[skip..].iter().zip(&b[skip..]).take_while(|pair| !hit(*pair)).count()
 }
 
 /// Fills `dst` (whole elements) with `v`: what is filled already is copied on, in ever larger pieces.

@@ -1,15 +1,16 @@
 //! String instructions MOVS, STOS, LODS, SCAS, CMPS with REP, REPE, REPNE, and the loop that all repeated
-//! instructions share. `bulk` moves whole spans of pages for REP MOVS and REP STOS.
+//! instructions share. `bulk` does whole spans of pages at once.
 //! Source: SDM vol. 1, 7.3.9, and vol. 2, REP.
 
 pub mod bulk;
 
 use super::alu::arith::sub;
 use super::insn::{Insn, prefix};
-use super::traits::{Width, rows};
+use super::traits::{Width, emitted, rows};
 use super::{Row, end};
 use crate::ctx::Ctx;
 use crate::exception::Exec;
+use crate::translate::rep;
 use crate::vcpu::Seg;
 use crate::vcpu::flags::bit::{ARITH, DF, ZF};
 use crate::vcpu::gpr::{RAX, RCX, RDI, RSI};
@@ -147,7 +148,12 @@ fn scas<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
 }
 
 fn cmps<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
-    ctx.repeat::<true>(i, |ctx, _| {
+    ctx.repeat::<true>(i, |ctx, n| {
+        if n > 1
+            && let Some(n) = ctx.bulk_cmps::<W>(i, n)
+        {
+            return Ok(n);
+        }
         let a: W = ctx.load(i.seg, ctx.indexed(RSI, i.addr_mask))?;
         let b: W = ctx.load(ES, ctx.indexed(RDI, i.addr_mask))?;
         let (_, f) = sub::<W>(a.u(), b.u(), 0);
@@ -158,10 +164,14 @@ fn cmps<W: Width>(ctx: &mut Ctx<'_>, i: &Insn) -> Exec {
     })
 }
 
+emitted! {
+    moves = end, rep::rep;
+}
+
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
-    end movs<> 4: Movsb_m8_m8 Movsw_m16_m16 Movsd_m32_m32 Movsq_m64_m64;
-    end stos<> 4: Stosb_m8_AL Stosw_m16_AX Stosd_m32_EAX Stosq_m64_RAX;
+    moves movs<> 4: Movsb_m8_m8 Movsw_m16_m16 Movsd_m32_m32 Movsq_m64_m64;
+    moves stos<> 4: Stosb_m8_AL Stosw_m16_AX Stosd_m32_EAX Stosq_m64_RAX;
     end lods<> 4: Lodsb_AL_m8 Lodsw_AX_m16 Lodsd_EAX_m32 Lodsq_RAX_m64;
     end scas<> 4: Scasb_AL_m8 Scasw_AX_m16 Scasd_EAX_m32 Scasq_RAX_m64;
     end cmps<> 4: Cmpsb_m8_m8 Cmpsw_m16_m16 Cmpsd_m32_m32 Cmpsq_m64_m64;

@@ -187,6 +187,12 @@ impl Board {
         self.intr.get(usize::from(cpu)).copied().unwrap_or(false)
     }
 
+    /// Address of the byte that is nonzero if [`Board::intr`], for generated code; it stays where it is while the vCPU
+    /// executes.
+    pub(crate) fn intr_address(&self, cpu: u8) -> u64 {
+        std::ptr::from_ref(self.intr.get(usize::from(cpu)).unwrap_or(&false)) as u64
+    }
+
     /// Acknowledges the waiting interrupt and returns its vector. An external (8259) interrupt goes first.
     pub fn ack(&mut self, cpu: u8) -> u8 {
         let i = usize::from(cpu);

@@ -52,6 +52,7 @@ impl Rig {
         let config = MachineConfig { memory, ..MachineConfig::default() };
         let sys = System {
             icount: 0,
+            asked: 0,
             limit: u64::MAX,
             mem: Memory::new(config.memory, 16).unwrap(),
             mmu: Mmu::new(),
@@ -59,6 +60,7 @@ impl Rig {
             clock: Clock::new(ClockKind::Virtual),
             input: Box::new(NoInput),
             output: Box::new(NullSink),
+            interrupts: Default::default(),
             observer: Observer::default(),
         };
         let mut rig = Self { cpu: Vcpu::new(0, CpuModel::default()), sys, next: ROOT + 0x1000 };
