@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(ask(&["blocks"]).unwrap_err(), "the translator was not used so far");
         let all = after_running(Engine::Jit, "blocks").unwrap();
         // The loop's first miss is served in its middle: nothing is entered there.
-        assert!(all.starts_with("1 blocks, 32-bit, fast es ss ds fs gs\n"), "{all}");
+        assert!(all.starts_with("1 blocks, 32-bit, CPL 0, fast es ss ds fs gs\n"), "{all}");
         assert!(all.contains("block at 0x100020, gpa 0x100020 ("), "{all}");
         // The address of the store leads to the block it is in the middle of.
         let one = after_running(Engine::Jit, "blocks 0x100021").unwrap();

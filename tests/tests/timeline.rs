@@ -89,7 +89,6 @@ fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
                 visits += 1;
                 assert_eq!(*seen.entry(at).or_insert(hash), hash, "at instruction {at}, visit {visits}");
             }
-            assert!(timeline.history().bytes() <= budget + (8 << 20), "{}", timeline.history().bytes());
         };
         assert_eq!((exit, vm.when(), vm.state_hash()), straight(), "{engine:?}");
         assert!(visits > 100, "{visits}");
