@@ -28,12 +28,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Checkpoints of a growing history stand on multiples of so many instructions.
+/// Checkpoints of a growing history stand on multiples of so many instructions: there the clock is looked at.
 const GRID: u64 = 1 << 24;
 /// Time between two of them at least: what going back to any point between them costs about.
 const APART: Duration = Duration::from_millis(80);
-/// Share of the run's time that they may take: one part in so many.
+/// Share of the run's time that they may take: one part in so many...
 const SHARE: u32 = 32;
+/// ...but for so much, so that one that was dear does not keep those after it away.
+const DEBT: Duration = Duration::from_millis(40);
 /// Pages (4 KiB) a checkpoint copies before it has them compressed, if there are more.
 const AT_ONCE: usize = 1 << 15;
 /// Instructions between two looks at whether to go on.
@@ -105,9 +107,12 @@ pub struct Timeline {
     base: PageMap,
     open: Stretch,
     unpacker: Unpacker,
-    /// When (by [`cpu_time`]) and where the last checkpoint of the growing history was taken, and where the next is due.
+    /// When (by [`cpu_time`]) the last checkpoint of the growing history was taken, how long after it the next is due, and
+    /// where to look at the clock again.
     last: Duration,
-    grown: Icount,
+    apart: Duration,
+    /// Time that checkpoints have taken beyond their share.
+    debt: Duration,
     next: u64,
     /// The newest point known.
     pub(crate) newest: Icount,
@@ -186,7 +191,8 @@ impl Timeline {
             open: Stretch::begin(at),
             unpacker: Unpacker::new(),
             last: cpu_time(),
-            grown: at,
+            apart: APART,
+            debt: Duration::ZERO,
             next: 0,
             newest: at,
             checkpointer: None,
@@ -322,27 +328,38 @@ impl Timeline {
     fn grow(&mut self, vm: &mut Vm) {
         let began = cpu_time();
         self.capture(vm, false);
-        let (took, ran, here) =
-            (cpu_time().saturating_sub(began), began.saturating_sub(self.last), vm.when().icount);
-        let rate = here.0.saturating_sub(self.grown.0) as f64 / ran.as_secs_f64().max(1e-3);
-        let apart = (took * SHARE).max(APART).as_secs_f64() * rate;
-        (self.last, self.grown) = (cpu_time(), here);
-        self.newest = self.newest.max(here);
-        self.next = (here.0 / GRID + (apart / GRID as f64) as u64 + 1) * GRID;
+        let took = cpu_time().saturating_sub(began);
+        // What this one took, less what the run since the last one has earned.
+        let earned = began.saturating_sub(self.last) / SHARE;
+        self.debt = (self.debt + took).saturating_sub(earned);
+        self.apart = (self.debt.saturating_sub(DEBT) * SHARE).max(APART);
+        self.last = cpu_time();
+        self.newest = self.newest.max(vm.when().icount);
+        self.next_on_grid(vm.when().icount);
+    }
+
+    /// The next place to see whether a checkpoint is due.
+    fn next_on_grid(&mut self, here: Icount) {
+        self.next = (here.0 / GRID + 1) * GRID;
         self.heed_checkpointer();
     }
 
     /// The history of this branch grows from `at` on.
     pub(crate) fn grow_from(&mut self, at: Icount) {
-        (self.newest, self.grown, self.next) = (at, at, 0);
+        (self.newest, self.next) = (at, 0);
         self.last = cpu_time();
     }
 
     fn grow_if_new(&mut self, vm: &mut Vm) {
         let here = vm.when().icount;
         self.newest = self.newest.max(here);
-        if here.0 == self.next {
-            self.grow(vm);
+        if here.0 != self.next {
+            return;
+        }
+        let stored = self.checkpointer.as_ref().is_some_and(|c| c.next() <= here.0);
+        match stored || cpu_time().saturating_sub(self.last) >= self.apart {
+            true => self.grow(vm),
+            false => self.next_on_grid(here),
         }
     }
 
@@ -356,8 +373,7 @@ impl Timeline {
             return self.newest.0;
         }
         if self.next <= here.0 {
-            self.next = (here.0 / GRID + 1) * GRID;
-            self.heed_checkpointer();
+            self.next_on_grid(here);
         }
         self.next
     }

@@ -305,17 +305,21 @@ impl Emitter<'_> {
 /// Which lines of the frame are in use.
 pub struct Lines {
     taken: Vec<bool>,
+    free: usize,
 }
 
 impl Default for Lines {
     fn default() -> Self {
-        Self { taken: vec![false; REMEMBERED] }
+        Self { taken: vec![false; REMEMBERED], free: REMEMBERED }
     }
 }
 
 impl Lines {
     /// `n` lines, if so many are free side by side.
     pub fn take(&mut self, n: u32) -> Option<Range<u32>> {
+        if self.free < n as usize {
+            return None;
+        }
         let mut run = 0;
         let end = (0u32..).zip(&self.taken).find_map(|(i, taken)| {
             run = if *taken { 0 } else { run + 1 };
@@ -331,6 +335,8 @@ impl Lines {
 
     fn set(&mut self, lines: Range<u32>, taken: bool) {
         if let Some(all) = self.taken.get_mut(lines.start as usize..lines.end as usize) {
+            let changed = all.iter().filter(|t| **t != taken).count();
+            self.free = if taken { self.free - changed } else { self.free + changed };
             all.fill(taken);
         }
     }
