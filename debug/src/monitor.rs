@@ -80,6 +80,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "branch", usage: "branch [N]", help: "go on by itself from here, or go to branch N", more: branch::MORE, run: branch::branch },
     Command { name: "branches", usage: "branches", help: "list the branches", more: "", run: branch::branches },
     Command { name: "unbranch", usage: "unbranch N", help: "forget a branch", more: "", run: branch::unbranch },
+    Command { name: "save", usage: "save FILE.rvt", help: "keep this run as a trace", more: branch::SAVE_MORE, run: branch::save },
     Command { name: "lastwrite", usage: "lastwrite [/p] ADDR [LEN]", help: "who wrote there last", more: time::LASTWRITE_MORE, run: time::lastwrite },
     Command { name: "events", usage: "events [N] [KIND...]", help: "the inputs around this point", more: time::EVENTS_MORE, run: time::events },
     Command { name: "history", usage: "history", help: "how far back, checkpoints, memory", more: "", run: time::history },

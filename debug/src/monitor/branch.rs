@@ -1,9 +1,10 @@
-//! Commands about branches: runs that went on in another way from a point of the past.
+//! Commands about branches: runs that went on in another way from a point of the past, and keeping one as a trace.
 
 use super::time::NONE;
 use super::{Context, Error, Output, args, no_arguments};
 use crate::session::Resume;
-use retrovisor_replay::BranchInfo;
+use retrovisor_replay::{BranchInfo, ExitReason};
+use std::path::Path;
 
 pub const MORE: &str = "A branch begins with the run as it was up to here; what the run was is kept as the branch it was. Whoever\n\
      writes memory or registers in the past begins one, too. In the replay of a trace no inputs come on it.\n";
@@ -44,6 +45,18 @@ fn line(b: &BranchInfo) -> String {
         None => "from power-on".to_owned(),
     };
     format!("{here} {:<3} {from}, to icount {}\n", b.id, b.end.icount)
+}
+
+pub const SAVE_MORE: &str = "Writes the branch the machine is on, from power-on to its newest point, as a trace: a run nobody recorded is kept\n\
+     all the same. FILE is where retrovisor runs; a trace there is replaced, anything else is not.\n";
+
+/// `save FILE`
+pub fn save(ctx: &mut Context<'_, '_>, args: &[&str]) -> Output {
+    let [file] = args else { return Err("the name of one file is needed".into()) };
+    let timeline = ctx.timeline.as_deref_mut().ok_or_else(|| Error::Nothing(NONE.into()))?;
+    let saved = timeline.save(ctx.machine.vm_mut(), Path::new(file), ExitReason::Quit);
+    saved.map_err(|e| Error::Nothing(e.to_string()))?;
+    Ok(format!("saved: `retrovisor replay {file} --gdb --freeze` goes on from it\n"))
 }
 
 /// `unbranch N`

@@ -103,6 +103,14 @@ fn a_write_in_the_past_begins_a_branch_and_the_old_one_is_kept() {
     assert!(refused(&client, "branch 9").starts_with("there is no branch 9"));
     assert!(refused(&client, "unbranch 3").contains("is on this one"));
     client.monitor(0, "unbranch 2".into()).unwrap().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kept.rvt");
+    let said = client.monitor(0, format!("save {}", file.display())).unwrap().unwrap().text;
+    assert!(said.starts_with("saved: "), "{said}");
+    let trace = retrovisor_replay::Trace::open(&file).unwrap();
+    assert_eq!(trace.ending().when().icount, Icount(300), "the newest point of branch 3");
+    assert!(refused(&client, "save").starts_with("the name of one file"));
+    assert!(refused(&client, "save /nowhere/x.rvt").contains("/nowhere/x.rvt"));
     assert_eq!(client.timeline().unwrap().unwrap().branches.len(), 2);
 }
 
