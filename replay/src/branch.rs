@@ -110,11 +110,7 @@ impl Timeline {
         let (mut left, mut n) = (records, frames);
         while left > 0 {
             let Some(frame) = log.frame(n)? else { break };
-            for record in frame.records.iter().take(left) {
-                // In order, as they were logged.
-                let added = rest.push(record);
-                debug_assert!(added);
-            }
+            rest.push_logged(frame.records.iter().take(left));
             left = left.saturating_sub(frame.records.len());
             n += 1;
         }
@@ -147,24 +143,19 @@ impl Timeline {
         self.end_checkpoints();
         self.leave_head(vm);
         let Parked { name, history, rest } = self.parked.swap_remove(n);
-        let mut track = Track::new(&vm.config, Tape::new(&vm.config), When::default());
         let to = rest.end().icount;
-        match rest {
-            Rest::Live(other, head) => {
-                track = other;
-                self.recording.swap(&mut track);
-                let old = self.head.replace(head);
-                let rest = self.left(track, old, here);
-                self.park(name, history, rest);
-            }
+        let (mut track, head, trace) = match rest {
+            Rest::Live(track, head) => (track, Some(head), None),
+            // Nothing is recorded while the machine follows a trace.
             Rest::Trace(log, _) => {
-                self.recording.swap(&mut track);
-                let old = self.head.take();
-                let rest = self.left(track, old, here);
-                self.trace = Some(log);
-                self.park(name, history, rest);
+                (Track::new(&vm.config, Tape::new(&vm.config), When::default()), None, Some(log))
             }
-        }
+        };
+        self.recording.swap(&mut track);
+        let old = std::mem::replace(&mut self.head, head);
+        let rest = self.left(track, old, here);
+        self.trace = trace;
+        self.park(name, history, rest);
         self.grow_from(to);
         self.seek(vm, to)
     }

@@ -295,11 +295,7 @@ fn part_of_frames(
     };
     for n in trace.frame_at(start.icount)?..trace.frames() {
         let Some(frame) = trace.frame(n)?.filter(|f| f.start.icount <= end.icount) else { break };
-        for record in frame.records.iter().filter(|r| within(r)) {
-            // Records of one trace are in order.
-            let added = frames.push(record);
-            debug_assert!(added);
-        }
+        frames.push_logged(frame.records.iter().filter(|r| within(r)));
         let until = frame.end.min(end).max(start);
         out.frame(&frames.end(until))?;
         last = Some(until);

@@ -67,11 +67,7 @@ impl Timeline {
         for n in 0..log.frames() {
             let Some(frame) = log.frame(n)? else { break };
             let mut again = Frames::new(&vm.config, frame.start);
-            for record in &frame.records {
-                // In order, as they were logged.
-                let added = again.push(record);
-                debug_assert!(added);
-            }
+            again.push_logged(&frame.records);
             writer.frame(&again.end(frame.end)).map_err(stopped(frame.end.icount))?;
         }
         writer.finish(end).map_err(stopped(end.when.icount))?;

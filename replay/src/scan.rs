@@ -149,19 +149,14 @@ impl Timeline {
 
     /// Puts a machine that left the head to `to`, by way of the checkpoint before it.
     fn go_back_to(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
-        let checkpoint = self.history().before(to).map(|c| c.at.icount);
-        self.restore(vm, checkpoint.ok_or_else(|| self.too_early())?)?;
+        self.restore(vm, self.checkpoint_before(to)?)?;
         self.play(vm, to)
     }
 
     /// The same, but from where the machine is if that is nearer.
     fn go_on_to(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
-        let here = vm.when().icount;
-        let checkpoint = self.history().before(to).map(|c| c.at.icount);
-        match checkpoint {
-            Some(c) if self.in_past(vm) && (c..=to).contains(&here) => self.play(vm, to),
-            _ => self.go_back_to(vm, to),
-        }
+        self.set_out(vm, to)?;
+        self.play(vm, to)
     }
 
     fn scan_segments(
@@ -174,9 +169,7 @@ impl Timeline {
         let mut at = part.start;
         let end = part.end.min(self.end(vm).icount);
         while at < end {
-            let Some(begin) = self.history().before(at).map(|c| c.at.icount) else {
-                return Err(self.too_early());
-            };
+            let begin = self.checkpoint_before(at)?;
             let next = self.history().after(at).map_or(end, |c| c.at.icount.min(end));
             let known = self.stretch(begin, next);
             if known.is_none_or(|s| s.may_stop(hooks, &vm.sys.mem.map)) {
@@ -197,24 +190,11 @@ impl Timeline {
     /// Runs to `end`, showing each hit on the way.
     fn see_hits(&mut self, vm: &mut Vm, end: Icount, see: See<'_>) -> Result<ControlFlow<()>, TimelineError> {
         let mut run: Run = Vm::run_here;
-        loop {
-            let exit = self.stretch_to(vm, end, run)?;
-            let here = vm.when().icount;
-            // What is reported at the end's icount belongs to what comes after, except what happened on the way there.
-            let reason = match exit {
-                VmExit::Breakpoint(at) if here < end => Reason::Breakpoint(at),
-                VmExit::Exception(e) if here < end => Reason::Exception(e),
-                VmExit::Watchpoint(hit) => Reason::Watchpoint(hit),
-                VmExit::Occurred(what) => Reason::Occurred(what),
-                VmExit::Interrupted => continue,
-                _ => return Ok(ControlFlow::Continue(())),
-            };
-            let done = matches!(reason, Reason::Watchpoint(_) | Reason::Occurred(_));
-            let at = Icount(here.0.saturating_sub(u64::from(done)));
-            if see(vm, Hit { at, reason }).is_break() {
+        while let Some(hit) = self.next_hit(vm, end, &mut run)? {
+            if see(vm, hit).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            run = if done { Vm::run_here } else { Vm::run };
         }
+        Ok(ControlFlow::Continue(()))
     }
 }

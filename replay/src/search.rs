@@ -154,8 +154,22 @@ impl Timeline {
     fn hits(&mut self, vm: &mut Vm, begin: Icount, end: Icount) -> Result<Seen, TimelineError> {
         let mut seen = Seen { hooks: vm.hooks.clone(), begin, end, hits: Vec::new() };
         let mut run: Run = Vm::run_here;
+        while let Some(hit) = self.next_hit(vm, end, &mut run)? {
+            seen.add(hit);
+        }
+        Ok(seen)
+    }
+
+    /// Runs to the next hit of the machine's hooks; `None`: there is none before `end`, where it stands then. `run` begins,
+    /// and becomes what goes on from the hit.
+    pub(crate) fn next_hit(
+        &mut self,
+        vm: &mut Vm,
+        end: Icount,
+        run: &mut Run,
+    ) -> Result<Option<Hit>, TimelineError> {
         loop {
-            let exit = self.stretch_to(vm, end, run)?;
+            let exit = self.stretch_to(vm, end, *run)?;
             let here = vm.when().icount;
             // What is reported at the end's icount belongs to what comes after, except what happened on the way there.
             let reason = match exit {
@@ -164,12 +178,12 @@ impl Timeline {
                 VmExit::Watchpoint(hit) => Reason::Watchpoint(hit),
                 VmExit::Occurred(what) => Reason::Occurred(what),
                 VmExit::Interrupted => continue,
-                _ => return Ok(seen),
+                _ => return Ok(None),
             };
             // It was done by the instruction just executed, and nothing has been reported here yet.
             let done = matches!(reason, Reason::Watchpoint(_) | Reason::Occurred(_));
-            seen.add(Hit { at: Icount(here.0.saturating_sub(u64::from(done))), reason });
-            run = if done { Vm::run_here } else { Vm::run };
+            *run = if done { Vm::run_here } else { Vm::run };
+            return Ok(Some(Hit { at: Icount(here.0.saturating_sub(u64::from(done))), reason }));
         }
     }
 }

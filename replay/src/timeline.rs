@@ -320,7 +320,6 @@ impl Timeline {
         self.history.clear();
         self.drop_branches();
         self.base = PageMap::new(vm.sys.mem.flags.len());
-        self.next = u64::MAX;
     }
 
     /// Takes a checkpoint because the history grows, and decides when the next is due: so that going back is fast, and so
@@ -340,8 +339,9 @@ impl Timeline {
 
     /// The next place to see whether a checkpoint is due.
     fn next_on_grid(&mut self, here: Icount) {
-        self.next = (here.0 / GRID + 1) * GRID;
-        self.heed_checkpointer();
+        let grid = (here.0 / GRID + 1) * GRID;
+        // What is to be stored has to be taken.
+        self.next = self.checkpointer.as_ref().map_or(grid, |c| c.next().min(grid));
     }
 
     /// The history of this branch grows from `at` on.
@@ -376,13 +376,6 @@ impl Timeline {
             self.next_on_grid(here);
         }
         self.next
-    }
-
-    /// What is to be stored has to be taken.
-    fn heed_checkpointer(&mut self) {
-        if let Some(checkpointer) = &self.checkpointer {
-            self.next = self.next.min(checkpointer.next());
-        }
     }
 
     // --- moving ---
@@ -430,20 +423,12 @@ impl Timeline {
     }
 
     fn seek_quietly(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
-        let (here, end) = (vm.when().icount, self.end(vm).icount);
+        let end = self.end(vm).icount;
         if self.trace.is_none() && to >= end {
             return self.jump_to_head(vm);
         }
         let to = to.min(end);
-        let from = match self.history.before(to) {
-            Some(c) => c.at.icount,
-            None => return Err(self.too_early()),
-        };
-        let ahead = self.in_past(vm) && (from..=to).contains(&here);
-        if !ahead {
-            self.leave_head(vm);
-            self.restore(vm, from)?;
-        }
+        self.set_out(vm, to)?;
         for distance in DENSE {
             let stop = Icount(to.0.saturating_sub(distance));
             if stop > vm.when().icount {
@@ -452,6 +437,22 @@ impl Timeline {
             }
         }
         self.play(vm, to)
+    }
+
+    /// Puts the machine where the way to `to` begins: at the last checkpoint before it, or, in the past, where it stands if
+    /// that is nearer.
+    pub(crate) fn set_out(&mut self, vm: &mut Vm, to: Icount) -> Result<(), TimelineError> {
+        let from = self.checkpoint_before(to)?;
+        if self.in_past(vm) && (from..=to).contains(&vm.when().icount) {
+            return Ok(());
+        }
+        self.leave_head(vm);
+        self.restore(vm, from)
+    }
+
+    /// The last checkpoint at or before `to`.
+    pub(crate) fn checkpoint_before(&self, to: Icount) -> Result<Icount, TimelineError> {
+        self.history.before(to).map(|c| c.at.icount).ok_or_else(|| self.too_early())
     }
 
     pub(crate) fn too_early(&self) -> TimelineError {
@@ -480,7 +481,7 @@ impl Timeline {
         to: Icount,
         first: Run,
     ) -> Result<VmExit, TimelineError> {
-        let mut run: Run = first;
+        let mut run = first;
         loop {
             let here = vm.when().icount;
             if here >= to {

@@ -2,7 +2,8 @@
 //! and kept. Nothing on the machine outside `target/` is changed: apt runs with its own state directory, so packages
 //! of a foreign architecture need no system-wide set-up.
 
-use crate::lz4;
+use crate::{initramfs, lz4};
+use retrovisor_core::loader::Images;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -101,6 +102,17 @@ pub fn vmlinux(kernel: Kernel) -> Result<Vec<u8>> {
     let bytes = extract_vmlinux(&bzimage(kernel)?)?;
     write_atomically(&cached, &bytes)?;
     Ok(bytes)
+}
+
+/// A kernel, uncompressed, to a busybox shell on the serial console.
+pub fn shell(kernel: Kernel) -> Result<Images> {
+    Ok(Images {
+        kernel: Some(vmlinux(kernel)?),
+        initrd: Some(initramfs::shell(&busybox(kernel.arch())?)),
+        cmdline: "console=ttyS0".into(),
+        kernel_name: "vmlinux".into(),
+        ..Images::default()
+    })
 }
 
 /// Decompresses the xz or LZ4 payload of a bzImage.

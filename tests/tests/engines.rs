@@ -17,7 +17,7 @@ use retrovisor_replay::{
 use retrovisor_tests::guests::{self, Kernel};
 use retrovisor_tests::script::{Session, Step};
 use retrovisor_tests::ticker::Random;
-use retrovisor_tests::{initramfs, program, ticker};
+use retrovisor_tests::{program, ticker};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -180,14 +180,7 @@ const LINES: &[Step] = &[("guest ready", "ls / | md5sum; exit\n")];
 
 /// Records a Debian kernel up to its end, or up to `limit`.
 fn boot(engine: Engine, clock: ClockKind, kernel: Kernel, limit: Option<Icount>) -> Recorded {
-    let busybox = guests::busybox(kernel.arch()).unwrap_or_else(|e| panic!("{e}"));
-    let images = Images {
-        kernel: Some(guests::vmlinux(kernel).unwrap_or_else(|e| panic!("{e}"))),
-        initrd: Some(initramfs::shell(&busybox)),
-        cmdline: "console=ttyS0".into(),
-        kernel_name: "vmlinux".into(),
-        ..Images::default()
-    };
+    let images = guests::shell(kernel).unwrap_or_else(|e| panic!("{e}"));
     let config = MachineConfig { clock, no_reboot: true, ..MachineConfig::default() };
     let mut session = Session::new(config, images, LINES);
     session.vm.engine = engine;

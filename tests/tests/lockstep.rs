@@ -4,7 +4,6 @@
 
 use retrovisor_core::clock::ClockKind;
 use retrovisor_core::input::{InputEvent, InputPort, NoInput};
-use retrovisor_core::loader::Images;
 use retrovisor_core::machine::config::MachineConfig;
 use retrovisor_core::machine::vm::{Vm, VmExit};
 use retrovisor_core::output::NullSink;
@@ -15,7 +14,7 @@ use retrovisor_replay::{
 };
 use retrovisor_tests::guests::{self, Kernel};
 use retrovisor_tests::script::{Session, Step};
-use retrovisor_tests::{initramfs, ticker};
+use retrovisor_tests::ticker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -252,14 +251,7 @@ const LINES: &[Step] =
 
 /// A session recorded on the translator, verified in lockstep.
 fn boots_in_lockstep(kernel: Kernel, clock: ClockKind, stride: Stride) {
-    let busybox = guests::busybox(kernel.arch()).unwrap_or_else(|e| panic!("{e}"));
-    let images = Images {
-        kernel: Some(guests::vmlinux(kernel).unwrap_or_else(|e| panic!("{e}"))),
-        initrd: Some(initramfs::shell(&busybox)),
-        cmdline: "console=ttyS0".into(),
-        kernel_name: "vmlinux".into(),
-        ..Images::default()
-    };
+    let images = guests::shell(kernel).unwrap_or_else(|e| panic!("{e}"));
     let config = MachineConfig { clock, no_reboot: true, ..MachineConfig::default() };
     let done = Session::new(config, images, LINES).run(Icount(30_000_000_000));
     assert_eq!(done.exit, VmExit::PowerOff, "{}", done.screen);

@@ -37,15 +37,15 @@ fn live(engine: Engine, budget: u64) -> (Vm, Timeline) {
     (vm, timeline)
 }
 
+/// The ticker, with nothing around it.
+fn alone() -> Vm {
+    let (config, images) = (ticker::config(ClockKind::Virtual), ticker::images(300));
+    Vm::new(config, images, Box::new(Keys::new(None)), Box::new(NullSink)).unwrap()
+}
+
 /// How a run ends that nobody disturbed.
 fn straight() -> (VmExit, When, StateHash) {
-    let mut vm = Vm::new(
-        ticker::config(ClockKind::Virtual),
-        ticker::images(300),
-        Box::new(Keys::new(None)),
-        Box::new(NullSink),
-    )
-    .unwrap();
+    let mut vm = alone();
     let exit = vm.run(None);
     (exit, vm.when(), vm.state_hash())
 }
@@ -97,13 +97,7 @@ fn a_random_walk_meets_one_state_at_each_point_and_changes_nothing() {
 
 /// Every stop of a run forwards to `end`, by the point a search backwards would name.
 fn stops(engine: Engine, hooks: &Hooks, end: Icount) -> Vec<(Icount, Reason)> {
-    let mut vm = Vm::new(
-        ticker::config(ClockKind::Virtual),
-        ticker::images(300),
-        Box::new(Keys::new(None)),
-        Box::new(NullSink),
-    )
-    .unwrap();
+    let mut vm = alone();
     (vm.hooks, vm.engine) = (hooks.clone(), engine);
     let mut all = Vec::new();
     let mut exit = vm.run_here(Some(end));

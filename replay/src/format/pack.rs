@@ -57,11 +57,7 @@ pub fn pack(trace: &Trace, out: Box<dyn Write + Send>, file: &str) -> Result<u64
         if frames.pending() > 0 && frames.pending() + size > MAX_FRAME {
             writer.frame(&frames.end(at)).map_err(fail)?;
         }
-        for record in &frame.records {
-            // Inside a frame icounts never go back, and the frame begins where the one before ended.
-            let added = frames.push(record);
-            debug_assert!(added);
-        }
+        frames.push_logged(&frame.records);
         at = frame.end;
     }
     if trace.frames() > 0 {

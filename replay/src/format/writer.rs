@@ -92,6 +92,15 @@ impl Frames {
         true
     }
 
+    /// Adds records that were logged before, and so are in order: inside a frame icounts never go back, and each begins where
+    /// the one before it ended.
+    pub fn push_logged<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
+        for record in records {
+            let added = self.push(record);
+            debug_assert!(added);
+        }
+    }
+
     /// Bytes of records in the frame being filled.
     pub fn pending(&self) -> usize {
         self.pending.len()
